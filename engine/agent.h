@@ -1,0 +1,69 @@
+// (interface) thawd's side of the agent protocol (guest/include/agent_proto.h):
+// encoders for the openings, one-answer conversations, and the log stream. All
+// of it on the loop; guests are hostile, so every answer is bounded and timed.
+#ifndef THAW_ENG_AGENT_H
+#define THAW_ENG_AGENT_H
+
+#include "agent_proto.h"
+#include "loop.h"
+
+struct eng_app_spec {
+	const char *const *argv, *const *env; // NULL-terminated
+	const char *user, *cwd, *hostname;    // NULL means ""
+};
+
+// Encode a whole opening frame into `w` (check w->bad once).
+void eng_agent_put_start(struct wire_writer *w, const struct eng_app_spec *a);
+void eng_agent_put_freeze(struct wire_writer *w, bool sync);
+void eng_agent_put_unfreeze(struct wire_writer *w);
+// Entropy is taken from this host's getrandom, the time from its clock, now.
+void eng_agent_put_thaw(struct wire_writer *w, const uint8_t machine_id[16],
+			const char *hostname);
+void eng_agent_put_exec(struct wire_writer *w, const struct eng_app_spec *a,
+			bool pty, uint16_t rows, uint16_t cols);
+void eng_agent_put_connect(struct wire_writer *w, uint16_t port);
+void eng_agent_put_probe(struct wire_writer *w, uint16_t port);
+void eng_agent_put_log(struct wire_writer *w);
+void eng_agent_put_poweroff(struct wire_writer *w, uint32_t timeout_ms);
+
+// Sends the opening on `fd` (consumed, a stream from eng_cell_connect()) and
+// waits for one answer. rc 0: `type` and payload are what came (AGENT_OK,
+// AGENT_PROBED, ...). AGENT_ERROR arrives as its -errno with the text; -EPIPE: the
+// stream ended (no agent listening yet, or the guest died); -ETIMEDOUT.
+// `cb` is called once, never from within; eng_agent_cancel() prevents it.
+// want_fd: on success the stream is handed over in *fd (>= 0) instead of closed
+// (AGENT_CONNECT); bytes that followed the answer are left in the socket.
+struct eng_agent_call;
+struct eng_agent_answer {
+	int rc;
+	const char *why;
+	unsigned type;
+	const uint8_t *payload;
+	size_t len;
+	int fd;
+};
+struct eng_agent_call *
+eng_agent_call(struct eng_loop *l, int fd, const void *opening, size_t len,
+	       uint64_t timeout_ms, bool want_fd,
+	       void (*cb)(void *ctx, const struct eng_agent_answer *a),
+	       void *ctx, struct err *e);
+void eng_agent_cancel(struct eng_agent_call *call); // NULL is fine
+
+struct eng_probe {
+	bool listening, app_running;
+	uint32_t app_exit;
+	uint64_t app_cpu_us, uptime_ms;
+};
+int eng_agent_parse_probed(const uint8_t *p, size_t len, struct eng_probe *out);
+
+// The application's output. `fd` is consumed. line(stream 1|2|3, bytes); closed
+// when the stream ends or misbehaves.
+struct eng_agent_log;
+struct eng_agent_log *
+eng_agent_log_open(struct eng_loop *l, int fd,
+		   void (*bytes)(void *ctx, unsigned stream, const void *p,
+				 size_t n),
+		   void (*closed)(void *ctx), void *ctx, struct err *e);
+void eng_agent_log_close(struct eng_agent_log *lg); // NULL is fine
+
+#endif
