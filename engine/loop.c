@@ -15,7 +15,7 @@
 
 struct eng_loop {
 	struct event_base *base;
-	struct event *deferred_ev; // active while the list below is not empty
+	struct event *deferred_ev; // armed while the list below is not empty
 	struct deferred *deferred, **deferred_tail;
 	unsigned depth;
 	uint64_t turn_start;
@@ -51,6 +51,10 @@ struct deferred {
 };
 
 static void deferred_fired(evutil_socket_t fd, short what, void *arg);
+
+// A timer that is due at once fires in the next pass over the descriptors,
+// where an activated event would run again in this one.
+static const struct timeval soon = {0, 0};
 
 static void libevent_log(int severity, const char *msg)
 {
@@ -301,7 +305,7 @@ static void deferred_fired(evutil_socket_t fd, short what, void *arg)
 	if (!l->deferred)
 		l->deferred_tail = &l->deferred;
 	else
-		event_active(l->deferred_ev, EV_TIMEOUT, 0);
+		event_add(l->deferred_ev, &soon);
 	eng_turn_begin(l, d->name);
 	d->cb(d->ctx);
 	eng_turn_end(l);
@@ -320,5 +324,5 @@ void eng_loop_defer(struct eng_loop *l, void (*cb)(void *ctx), void *ctx,
 	*d = (struct deferred){NULL, cb, ctx, name};
 	*l->deferred_tail = d;
 	l->deferred_tail = &d->next;
-	event_active(l->deferred_ev, EV_TIMEOUT, 0);
+	event_add(l->deferred_ev, &soon);
 }

@@ -1,0 +1,432 @@
+// The ring-3 test guest: a command interpreter on the doorbell's mailbox.
+//
+// It exists because this project is also built where ring 0 of a guest is
+// emulated and slow: everything here runs at CPL 3 (start.S). The kernel command line
+// holds commands, separated by ';', that run before it rings READY; then it
+// takes one command a line from the mailbox, for ever. README.md lists them.
+#include <stddef.h>
+#include <stdint.h>
+
+#define DOORBELL 0x7460
+enum { DOORBELL_READY = 1, DOORBELL_POWEROFF = 2 };
+
+// Linux x86 boot protocol, "zero page".
+enum {
+	BP_E820_ENTRIES = 0x1e8,
+	BP_CMDLINE_PTR = 0x228,
+	BP_E820_TABLE = 0x2d0,
+};
+
+enum { PAGE = 4096, WORDS = PAGE / 8 };
+
+// Program, page tables and boot parameters live below; commands work above.
+#define ARENA (16ull << 20)
+
+static uint64_t counter;
+static uint64_t low_end = ARENA; // end of RAM that starts at 0 (e820)
+
+static void out32(uint16_t port, uint32_t v)
+{
+	__asm__ volatile("outl %0, %1" : : "a"(v), "Nd"(port));
+}
+
+static void out8(uint16_t port, uint8_t v)
+{
+	__asm__ volatile("outb %0, %1" : : "a"(v), "Nd"(port));
+}
+
+static uint32_t in32(uint16_t port)
+{
+	uint32_t v;
+
+	__asm__ volatile("inl %1, %0" : "=a"(v) : "Nd"(port));
+	return v;
+}
+
+static void put(const char *s)
+{
+	while (*s)
+		out8(DOORBELL + 4, (uint8_t)*s++);
+}
+
+static void put_u64(uint64_t v)
+{
+	char b[21];
+	int i = 20;
+
+	b[i] = 0;
+	do {
+		b[--i] = (char)('0' + v % 10);
+		v /= 10;
+	} while (v);
+	put(b + i);
+}
+
+static void put_hex(uint64_t v)
+{
+	char b[17];
+
+	for (int i = 0; i < 16; i++)
+		b[i] = "0123456789abcdef"[(v >> (60 - 4 * i)) & 15];
+	b[16] = 0;
+	put(b);
+}
+
+// --- parsing -------------------------------------------------------------------
+
+static const char *word(const char **p)
+{
+	const char *w;
+
+	while (**p == ' ')
+		(*p)++;
+	w = *p;
+	while (**p && **p != ' ')
+		(*p)++;
+	return w;
+}
+
+static int word_is(const char *w, const char *s)
+{
+	while (*s && *w == *s)
+		w++, s++;
+	return !*s && (*w == 0 || *w == ' ');
+}
+
+// "123", "16K", "16M", "1G"; an absent word gives `def`.
+static uint64_t num(const char **p, uint64_t def)
+{
+	const char *w = word(p);
+	uint64_t v = 0;
+
+	if (*w < '0' || *w > '9')
+		return def;
+	while (*w >= '0' && *w <= '9')
+		v = v * 10 + (uint64_t)(*w++ - '0');
+	if (*w == 'K')
+		v <<= 10;
+	if (*w == 'M')
+		v <<= 20;
+	if (*w == 'G')
+		v <<= 30;
+	return v;
+}
+
+// --- memory --------------------------------------------------------------------
+
+static uint64_t mix(uint64_t x)
+{
+	x ^= x >> 33;
+	x *= 0xff51afd7ed558ccdull;
+	x ^= x >> 33;
+	x *= 0xc4ceb9fe1a85ec53ull;
+	return x ^ x >> 33;
+}
+
+// What word `i` of the page at `addr` holds under `seed`. Half of each page is
+// one repeated word, so that pages compress about as real ones do.
+static uint64_t pattern(uint64_t seed, uint64_t addr, uint64_t i)
+{
+	uint64_t base = mix(seed ^ mix(addr));
+
+	return i < WORDS / 2 ? base : mix(base + i);
+}
+
+struct range {
+	uint64_t start, end;
+};
+
+static int range_of(const char **args, struct range *r)
+{
+	r->start = num(args, ARENA) & ~(uint64_t)(PAGE - 1);
+	r->end = r->start + (num(args, low_end - r->start) &
+			     ~(uint64_t)(PAGE - 1));
+	if (r->start < ARENA || r->end > low_end || r->end < r->start) {
+		put("ERR range\n");
+		return 0;
+	}
+	return 1;
+}
+
+static void cmd_fill(const char *args)
+{
+	uint64_t seed = num(&args, 1);
+	struct range r;
+
+	if (!range_of(&args, &r))
+		return;
+	for (uint64_t a = r.start; a < r.end; a += PAGE) {
+		volatile uint64_t *w = (volatile uint64_t *)a;
+
+		for (uint64_t i = 0; i < WORDS; i++)
+			w[i] = pattern(seed, a, i);
+	}
+	put("FILLED ");
+	put_u64((r.end - r.start) / PAGE);
+	put("\n");
+}
+
+static void cmd_check(const char *args)
+{
+	uint64_t seed = num(&args, 1), bad = 0, first = 0;
+	struct range r;
+
+	if (!range_of(&args, &r))
+		return;
+	for (uint64_t a = r.start; a < r.end; a += PAGE) {
+		const volatile uint64_t *w = (const volatile uint64_t *)a;
+		uint64_t wrong = 0;
+
+		for (uint64_t i = 0; i < WORDS; i++)
+			wrong |= w[i] ^ pattern(seed, a, i);
+		if (wrong && !bad++)
+			first = a;
+	}
+	put(bad ? "BAD " : "GOOD ");
+	put_u64(bad ? bad : (r.end - r.start) / PAGE);
+	if (bad) {
+		put(" first ");
+		put_hex(first);
+	}
+	put("\n");
+}
+
+static void cmd_zero(const char *args)
+{
+	struct range r;
+
+	if (!range_of(&args, &r))
+		return;
+	for (uint64_t a = r.start; a < r.end; a += 8)
+		*(volatile uint64_t *)a = 0;
+	put("ZEROED\n");
+}
+
+static void cmd_iszero(const char *args)
+{
+	struct range r;
+	uint64_t bits = 0;
+
+	if (!range_of(&args, &r))
+		return;
+	for (uint64_t a = r.start; a < r.end; a += 8)
+		bits |= *(const volatile uint64_t *)a;
+	put(bits ? "NONZERO\n" : "ZERO\n");
+}
+
+// touch read|write seq|rand START LEN: one word a page; prints the sum. A
+// write adds one to it. Random order is a full-cycle walk over the pages.
+static void cmd_touch(const char *args)
+{
+	int write = word_is(word(&args), "write");
+	int rnd = word_is(word(&args), "rand");
+	uint64_t n, sum = 0, at = 0;
+	struct range r;
+
+	if (!range_of(&args, &r))
+		return;
+	n = (r.end - r.start) / PAGE;
+	for (uint64_t i = 0; i < n; i++) {
+		volatile uint64_t *w;
+
+		// 7919 is prime: with n not a multiple of it, the walk
+		// visits every page once.
+		at = rnd ? (at + 7919) % n : i;
+		w = (volatile uint64_t *)(r.start + at * PAGE);
+		sum += *w;
+		if (write)
+			*w += 1;
+	}
+	put("SUM ");
+	put_hex(sum);
+	put("\n");
+}
+
+static void cmd_poke(const char *args)
+{
+	uint64_t a = num(&args, 0) & ~7ull, v = num(&args, 0);
+
+	if (a < ARENA || a + 8 > low_end) {
+		put("ERR range\n");
+		return;
+	}
+	*(volatile uint64_t *)a = v;
+	put("POKED\n");
+}
+
+static void cmd_peek(const char *args)
+{
+	uint64_t a = num(&args, 0) & ~7ull;
+
+	if (a < ARENA || a + 8 > low_end) {
+		put("ERR range\n");
+		return;
+	}
+	put("VALUE ");
+	put_u64(*(volatile uint64_t *)a);
+	put("\n");
+}
+
+// Counts in ring 3 without an exit, so that a pause has to interrupt it.
+static void cmd_spin(const char *args)
+{
+	uint64_t n = num(&args, 1000000);
+	uint64_t c = 0;
+
+	for (uint64_t i = 0; i < n; i++) {
+		c = c * 6364136223846793005ull + 1442695040888963407ull;
+		__asm__ volatile("" : "+r"(c));
+	}
+	put("SPUN ");
+	put_hex(c);
+	put("\n");
+}
+
+static void cmd_help(const char *args);
+
+static void cmd_echo(const char *args)
+{
+	while (*args == ' ')
+		args++;
+	put(args);
+	put("\n");
+}
+
+static void cmd_count(const char *args)
+{
+	counter += num(&args, 1);
+	put("COUNT ");
+	put_u64(counter);
+	put("\n");
+}
+
+static void cmd_ready(const char *args)
+{
+	(void)args;
+	out32(DOORBELL, DOORBELL_READY);
+}
+
+static void cmd_ring(const char *args)
+{
+	out32(DOORBELL, (uint32_t)num(&args, 0));
+}
+
+static void cmd_off(const char *args)
+{
+	(void)args;
+	out32(DOORBELL, DOORBELL_POWEROFF);
+}
+
+// A fault without an IDT: what a crashing guest looks like.
+static void cmd_crash(const char *args)
+{
+	(void)args;
+	__asm__ volatile("ud2");
+}
+
+static void cmd_mem(const char *args)
+{
+	(void)args;
+	put("MEM ");
+	put_u64(low_end);
+	put("\n");
+}
+
+static const struct command {
+	const char *name;
+	void (*run)(const char *args);
+} commands[] = {
+    {"fill", cmd_fill},	    {"check", cmd_check}, {"zero", cmd_zero},
+    {"iszero", cmd_iszero}, {"touch", cmd_touch}, {"poke", cmd_poke},
+    {"peek", cmd_peek},	    {"spin", cmd_spin},	  {"echo", cmd_echo},
+    {"count", cmd_count},   {"ready", cmd_ready}, {"ring", cmd_ring},
+    {"off", cmd_off},	    {"crash", cmd_crash}, {"mem", cmd_mem},
+    {"help", cmd_help},
+};
+enum { NUM_COMMANDS = sizeof(commands) / sizeof(commands[0]) };
+
+static void cmd_help(const char *args)
+{
+	(void)args;
+	for (int i = 0; i < NUM_COMMANDS; i++) {
+		put(commands[i].name);
+		put(i + 1 < NUM_COMMANDS ? " " : "\n");
+	}
+}
+
+static void run(const char *line)
+{
+	const char *args = line, *name = word(&args);
+
+	if (!*name)
+		return;
+	for (int i = 0; i < NUM_COMMANDS; i++) {
+		if (word_is(name, commands[i].name)) {
+			commands[i].run(args);
+			return;
+		}
+	}
+	put("ERR command\n");
+}
+
+// --- life ------------------------------------------------------------------------
+
+static char line_buf[256];
+
+static void run_cmdline(const char *p)
+{
+	while (*p) {
+		unsigned n = 0;
+
+		while (*p && *p != ';') {
+			if (n < sizeof(line_buf) - 1)
+				line_buf[n++] = *p;
+			p++;
+		}
+		line_buf[n] = 0;
+		run(line_buf);
+		if (*p)
+			p++;
+	}
+}
+
+static void find_memory(const uint8_t *bp)
+{
+	const uint8_t *entry = bp + BP_E820_TABLE;
+
+	// The entries are 20 bytes: address, size, type (1 is RAM).
+	for (unsigned i = 0; i < bp[BP_E820_ENTRIES]; i++, entry += 20) {
+		uint64_t addr = *(const uint64_t *)entry;
+		uint64_t end = addr + *(const uint64_t *)(entry + 8);
+
+		if (*(const uint32_t *)(entry + 16) != 1)
+			continue;
+		if (addr <= ARENA && end > low_end)
+			low_end = end & ~(uint64_t)(PAGE - 1);
+	}
+}
+
+void ring3_main(const uint8_t *boot_params);
+void ring3_main(const uint8_t *boot_params)
+{
+	unsigned n = 0;
+
+	find_memory(boot_params);
+	run_cmdline((const char *)(uint64_t) *
+		    (const uint32_t *)(boot_params + BP_CMDLINE_PTR));
+	out32(DOORBELL, DOORBELL_READY);
+	for (;;) {
+		uint32_t c = in32(DOORBELL + 4);
+
+		if (c > 255)
+			continue;
+		if (c != '\n') {
+			if (n < sizeof(line_buf) - 1)
+				line_buf[n++] = (char)c;
+			continue;
+		}
+		line_buf[n] = 0;
+		n = 0;
+		run(line_buf);
+	}
+}
