@@ -151,6 +151,14 @@ int vmm_unpause(struct vmm *vm, struct err *e);
 int vmm_event_fd(const struct vmm *vm);
 void vmm_dispatch(struct vmm *vm);
 
+// Adds a descriptor of the caller's to that epoll, so that vmm_dispatch(), and
+// the waiting inside vmm_pause(), serve it too (a disk backend's completions
+// must arrive during a pause). `events` are EPOLLIN/EPOLLOUT bits; 0 removes it,
+// which has to happen before the descriptor is closed. `cb` runs on the device
+// thread. Device thread, or before vmm_start(). 0, -ENOMEM or epoll's -errno.
+int vmm_watch(struct vmm *vm, int fd, uint32_t events,
+	      void (*cb)(void *ctx, uint32_t events), void *ctx);
+
 enum vmm_event_kind {
 	VMM_EV_READY = 1, // doorbell: the guest asks to be captured
 	VMM_EV_DOORBELL,  // doorbell: arg is the value
