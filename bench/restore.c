@@ -1,0 +1,200 @@
+// restore.fresh and restore.shell: from the client's write() to the guest's first
+// exit, beside the floor program, interleaved.
+//
+// Two daemons run: one that keeps shells ready, and one that keeps none, where
+// every restore makes its VM inside the measured time. A sample counts only when
+// the guest has executed: the stamp is taken by the vCPU's thread when the guest
+// leaves for the first time (it asks its mailbox).
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#include "bench.h"
+
+enum { MEM_MIB = 256 };
+static const char guest_cmdline[] = "fill 1 16M 1M";
+
+struct floor {
+	pid_t pid;
+	int to, from;
+};
+
+static int floor_start(struct floor *f, const char *bin_dir, struct err *e)
+{
+	char exe[512], elf[512], mem[16];
+	int in[2], out[2];
+
+	snprintf(exe, sizeof(exe), "%s/thaw-bench-floor", bin_dir);
+	snprintf(elf, sizeof(elf), "%s/ring3.elf", bin_dir);
+	snprintf(mem, sizeof(mem), "%dM", MEM_MIB);
+	if (pipe2(in, O_CLOEXEC) < 0 || pipe2(out, O_CLOEXEC) < 0)
+		return err_sys(e, "cannot make pipes");
+	f->pid = fork();
+	if (f->pid < 0)
+		return err_sys(e, "cannot fork");
+	if (f->pid == 0) {
+		dup2(in[0], STDIN_FILENO);
+		dup2(out[1], STDOUT_FILENO);
+		execl(exe, exe, elf, mem, guest_cmdline, (char *)NULL);
+		_exit(127);
+	}
+	close(in[0]);
+	close(out[1]);
+	f->to = in[1];
+	f->from = out[0];
+	return 0;
+}
+
+static int floor_once(struct floor *f, struct samples *s, struct err *e)
+{
+	uint64_t t0 = util_now_ns(), t2;
+
+	if (util_write_all(f->to, "x", 1) ||
+	    util_read_all(f->from, &t2, sizeof(t2)))
+		return err_set(e, -EIO, "the floor program ended");
+	samples_add(s, (double)(t2 - t0) / 1000);
+	return 0;
+}
+
+static void floor_stop(struct floor *f)
+{
+	if (f->pid <= 0)
+		return;
+	close(f->to);
+	close(f->from);
+	while (waitpid(f->pid, NULL, 0) < 0 && errno == EINTR)
+		;
+}
+
+// Waits until the daemon has `want` shells ready (0: does not matter) and the
+// machine has had a moment to finish tearing the last VM down.
+static int settle(const struct daemon *d, unsigned want, struct err *e)
+{
+	for (int i = 0; i < 500; i++) {
+		json_t *host = NULL;
+		json_int_t ready;
+		int rc;
+
+		rc = daemon_call(d, "GET", "/thaw/v1/host", NULL, &host, NULL,
+				 e);
+		if (rc)
+			return rc;
+		ready = json_integer_value(json_object_get(host, "shellsReady"));
+		json_decref(host);
+		if (ready >= (json_int_t)want)
+			return 0;
+		usleep(10000);
+	}
+	return err_set(e, -ETIMEDOUT, "no shell got ready in 5 s");
+}
+
+static int run_once(const struct daemon *d, struct samples *s, struct err *e)
+{
+	json_t *vm = NULL, *timings;
+	char id[80], path[160];
+	uint64_t t0, t2;
+	int rc;
+
+	rc = daemon_call(d, "POST",
+			 "/2025-09-09/microvms?wait=RUNNING&timeout=30",
+			 json_pack("{s:s}", "imageIdentifier", "ring3"), &vm,
+			 &t0, e);
+	if (rc)
+		return rc;
+	snprintf(id, sizeof(id), "%s",
+		 json_string_value(json_object_get(vm, "microvmId")));
+	json_decref(vm);
+	snprintf(path, sizeof(path), "/thaw/v1/microvms/%s", id);
+	rc = daemon_call(d, "GET", path, NULL, &vm, NULL, e);
+	if (rc)
+		return rc;
+	timings = json_object_get(json_object_get(vm, "thaw"), "timings");
+	t2 = (uint64_t)json_integer_value(
+	    json_object_get(timings, "firstExitNs"));
+	json_decref(vm);
+	if (t2 <= t0)
+		return err_set(e, -EIO,
+			       "the guest's first exit is not in its timings");
+	samples_add(s, (double)(t2 - t0) / 1000);
+	// Terminating is off the measured path.
+	snprintf(path, sizeof(path), "/2025-09-09/microvms/%s", id);
+	return daemon_call(d, "DELETE", path, NULL, NULL, NULL, e);
+}
+
+struct rig {
+	struct daemon shell, fresh;
+	struct floor floor;
+};
+
+static int rig_start(struct rig *g, const struct bench_options *o,
+		     struct err *e)
+{
+	static const char *const with[] = {"--shells", "2", NULL};
+	static const char *const without[] = {"--shells", "0", NULL};
+	char elf[512];
+	int rc;
+
+	snprintf(elf, sizeof(elf), "%s/ring3.elf", o->bin_dir);
+	rc = daemon_start(&g->shell, o->bin_dir, with, e);
+	if (!rc)
+		rc = daemon_start(&g->fresh, o->bin_dir, without, e);
+	if (!rc)
+		rc = daemon_build_kernel(&g->shell, "ring3", elf, guest_cmdline,
+					 MEM_MIB, e);
+	if (!rc)
+		rc = daemon_build_kernel(&g->fresh, "ring3", elf, guest_cmdline,
+					 MEM_MIB, e);
+	if (!rc)
+		rc = floor_start(&g->floor, o->bin_dir, e);
+	return rc;
+}
+
+static int measure(struct rig *g, const struct bench_options *o,
+		   struct samples *fresh, struct samples *shell,
+		   struct samples *floor, struct err *e)
+{
+	struct samples warm = {0};
+	int rc = 0;
+
+	for (unsigned i = 0; i < o->runs + 5 && !rc; i++) {
+		bool count = i >= 5; // the first ones fill the templates
+
+		rc = settle(&g->shell, 1, e);
+		if (!rc)
+			rc = floor_once(&g->floor, count ? floor : &warm, e);
+		usleep(20000);
+		if (!rc)
+			rc = run_once(&g->shell, count ? shell : &warm, e);
+		usleep(20000);
+		if (!rc)
+			rc = run_once(&g->fresh, count ? fresh : &warm, e);
+		usleep(20000);
+	}
+	samples_free(&warm);
+	return rc;
+}
+
+int bench_restore(const struct bench_options *o, struct result *results,
+		  size_t max, struct err *e)
+{
+	static struct samples fresh, shell, floor;
+	struct rig g = {0};
+	int rc;
+
+	if (max < 2)
+		return -EINVAL;
+	rc = rig_start(&g, o, e);
+	if (!rc)
+		rc = measure(&g, o, &fresh, &shell, &floor, e);
+	floor_stop(&g.floor);
+	daemon_stop(&g.fresh);
+	daemon_stop(&g.shell);
+	if (rc)
+		return rc;
+	results[0] = (struct result){"restore.fresh", "us", &fresh, &floor};
+	results[1] = (struct result){"restore.shell", "us", &shell, &floor};
+	return 2;
+}
