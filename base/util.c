@@ -175,7 +175,8 @@ int util_parse_size(const char *text, uint64_t *out)
 			return -EINVAL;
 		shift = 10u * (unsigned)(unit - units + 1);
 		end++;
-		if (*end && strcasecmp(end, "B") && strcasecmp(end, "iB"))
+		if (*end && strcasecmp(end, "B") != 0 &&
+		    strcasecmp(end, "iB") != 0)
 			return -EINVAL;
 	}
 	if (shift && v >> (64 - shift))

@@ -60,7 +60,7 @@ static void exec_daemon(const struct daemon *d, const char *bin_dir,
 		dup2(fd, STDOUT_FILENO);
 		dup2(fd, STDERR_FILENO);
 	}
-	execv(exe, (char *const *)(uintptr_t)argv);
+	execv(exe, (char **)(void *)argv);
 	_exit(127);
 }
 
@@ -179,7 +179,9 @@ int daemon_call(const struct daemon *d, const char *method, const char *path,
 	if (util_write_all(fd, req, (size_t)len))
 		return err_set(e, -EIO, "%s %s: cannot send", method, path);
 	answer = read_answer(fd);
-	if (!answer || sscanf(answer, "HTTP/1.%*d %d", &status) != 1)
+	if (answer && strncmp(answer, "HTTP/1.1 ", 9) == 0)
+		status = (int)strtol(answer + 9, NULL, 10);
+	if (status < 100)
 		return err_set(e, -EIO, "%s %s: no answer", method, path);
 	json = parse_body(answer);
 	if (status >= 400 || (json && json_object_get(json, "error"))) {

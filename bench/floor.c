@@ -140,7 +140,7 @@ static void prepare_boot(uint8_t *mem, uint64_t bytes, const char *cmdline)
 	uint64_t *pd = (void *)(mem + TABLES + 8192);
 	uint32_t at = CMDLINE, ram = 1;
 
-	strcpy((char *)mem + CMDLINE, cmdline);
+	memcpy(mem + CMDLINE, cmdline, strlen(cmdline) + 1);
 	memcpy(bp + 0x228, &at, 4);
 	bp[0x1e8] = 1;
 	memcpy(bp + 0x2d8, &bytes, 8);

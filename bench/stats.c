@@ -78,7 +78,7 @@ static void cpu_model(char *buf, size_t cap)
 	while (f && fgets(line, sizeof(line), f)) {
 		char *colon = strchr(line, ':');
 
-		if (strncmp(line, "model name", 10) || !colon)
+		if (strncmp(line, "model name", 10) != 0 || !colon)
 			continue;
 		colon[strcspn(colon, "\n")] = '\0';
 		snprintf(buf, cap, "%s", colon + 2);
