@@ -1,0 +1,284 @@
+// thaw-mkdisk: turns a root file system (a directory or a tar) into an ext4
+// image. thawd starts one for every build; it is never run by hand, except by
+// tests.
+//
+// Theory. The source is hostile: it names files that only its owner may read,
+// and an archive may hold names, links, sizes and attributes made to escape.
+// So:
+//   1. the source is opened with the peer's rights, and nobody else's; a
+//      directory is read by a tar process that runs as the peer;
+//   2. everything after that happens in fresh mount, net, ipc, uts and PID
+//      namespaces whose root holds the programs (read-only) and the work
+//      directory (nodev, nosuid, noexec);
+//   3. the archive is extracted by a child that is chrooted into the tree it
+//      makes, with the five capabilities that owners and modes need;
+//   4. mke2fs makes the image from that tree with one capability (to read it).
+// The outer process waits, and prints the one result or error.
+//
+// It talks in lines on stdout: "progress PERCENT TEXT", "note TEXT", and last
+// "result IMAGE_BYTES ENTRIES CONTENT_BYTES" or "error -ERRNO TEXT". The image
+// is WORK/disk.img. WORK is the caller's to remove. When the caller dies, so
+// does everything here: parent-death signals, and a PID namespace below them.
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <linux/close_range.h>
+#include <locale.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "mkdisk.h"
+
+static void say(const char *head, const char *fmt, va_list ap)
+{
+	char line[512], *c;
+	int n;
+
+	n = snprintf(line, sizeof(line), "%s ", head);
+	vsnprintf(line + n, sizeof(line) - (size_t)n - 1, fmt, ap);
+	for (c = line; *c; c++) // file names come in here: one line, whatever
+		if ((unsigned char)*c < 0x20 || *c == 0x7f)
+			*c = '?';
+	*c++ = '\n';
+	util_write_all(STDOUT_FILENO, line, (size_t)(c - line));
+}
+
+void mk_progress(int percent, const char *fmt, ...)
+{
+	char head[32];
+	va_list ap;
+
+	snprintf(head, sizeof(head), "progress %d", percent);
+	va_start(ap, fmt);
+	say(head, fmt, ap);
+	va_end(ap);
+}
+
+void mk_note(const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	say("note", fmt, ap);
+	va_end(ap);
+}
+
+static void say_last(const char *head, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	say(head, fmt, ap);
+	va_end(ap);
+}
+
+// The child's `e` goes into shared memory; nothing in it is trusted but its
+// presence, so the copy is bounded.
+int mk_child(struct mk_shared *sh, int (*fn)(void *ctx, struct err *e),
+	     void *ctx, const char *what, struct err *e)
+{
+	pid_t pid = fork();
+	struct err said;
+	int st;
+
+	if (pid < 0)
+		return err_sys(e, "fork for %s", what);
+	if (pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		_exit(fn(ctx, &sh->error) ? 1 : 0);
+	}
+	while (waitpid(pid, &st, 0) < 0)
+		if (errno != EINTR)
+			return err_sys(e, "waiting for %s", what);
+	if (WIFEXITED(st) && WEXITSTATUS(st) == 0)
+		return 0;
+	said = sh->error;
+	said.msg[sizeof(said.msg) - 1] = '\0';
+	if (WIFEXITED(st) && said.msg[0])
+		return err_set(
+		    e, said.code < 0 && said.code > -4096 ? said.code : -EIO,
+		    "%s", said.msg);
+	if (WIFSIGNALED(st))
+		return err_set(e, -EIO, "%s was ended by signal %d (%s)", what,
+			       WTERMSIG(st), strsignal(WTERMSIG(st)));
+	return err_set(e, -EIO, "%s failed", what);
+}
+
+struct run {
+	const struct mk_opts *o;
+	struct mk_source *src;
+	struct mk_shared *sh;
+	int go; // read end: a byte comes while the outer process lives
+};
+
+static int extract_child(void *ctx, struct err *e)
+{
+	const struct run *r = ctx;
+
+	return mk_extract(r->o, r->src, r->sh, e);
+}
+
+// PID 1 of the new namespace.
+static int inner(void *ctx, struct err *e)
+{
+	struct run *r = ctx;
+	char byte;
+	int rc;
+
+	// The parent-death signal is set; the byte proves it was set in time.
+	if (util_read_all(r->go, &byte, 1))
+		return err_set(e, -ECANCELED, "cancelled");
+	rc = mk_jail_enter(r->o->work, e);
+	if (rc)
+		return rc;
+	if (mkdir("/work/root", 0755))
+		return err_sys(e, "making the tree's directory");
+	r->sh->started = (uint32_t)(util_wall_ns() / 1000000000u);
+	rc = mk_child(r->sh, extract_child, r, "the extraction", e);
+	fd_close(&r->src->fd); // a tar that still writes gets SIGPIPE
+	if (rc)
+		return rc;
+	return mk_ext4_make(r->o, "/work/root", "/work/disk.img", r->sh, e);
+}
+
+static int run(const struct mk_opts *o, struct mk_shared *sh, struct err *e)
+{
+	cleanup_fd int go_r = -1, go_w = -1;
+	struct mk_source src = {-1, 0, 0, -1};
+	struct run r = {o, &src, sh, -1};
+	struct err tar_err = ERR_INIT;
+	int pipefd[2], rc, rc_tar;
+	pid_t pid;
+	int st;
+
+	rc = mk_source_open(o, &src, e);
+	if (rc)
+		return rc;
+	if (unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS |
+		    CLONE_NEWPID))
+		return err_sys(e, "making the builder's namespaces (it must "
+				  "run as root)");
+	if (pipe2(pipefd, O_CLOEXEC))
+		return err_sys(e, "pipe");
+	go_r = r.go = pipefd[0];
+	go_w = pipefd[1];
+	pid = fork();
+	if (pid < 0)
+		return err_sys(e, "fork");
+	if (pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		close(go_w);
+		rc = inner(&r, e);
+		sh->error = *e;
+		_exit(rc ? 1 : 0);
+	}
+	fd_close(&src.fd); // else tar would never see its reader go
+	(void)util_write_all(go_w, "", 1);
+	while (waitpid(pid, &st, 0) < 0 && errno == EINTR)
+		;
+	rc = 0;
+	if (!WIFEXITED(st) || WEXITSTATUS(st)) {
+		sh->error.msg[sizeof(sh->error.msg) - 1] = '\0';
+		rc =
+		    err_set(e, sh->error.code < 0 ? sh->error.code : -EIO, "%s",
+			    sh->error.msg[0] ? sh->error.msg
+					     : "the builder was killed");
+	}
+	// When reading failed, that is the reason, not the short archive.
+	rc_tar = mk_source_finish(o, &src, &tar_err);
+	if (rc_tar && (!rc || rc_tar != -EPIPE))
+		rc = err_set(e, rc_tar, "%s", tar_err.msg);
+	return rc;
+}
+
+static int number(const char *text, uint64_t *out)
+{
+	char *end;
+
+	errno = 0;
+	*out = strtoull(text, &end, 10);
+	return errno || end == text || *end ? -EINVAL : 0;
+}
+
+static int parse(int argc, char **argv, struct mk_opts *o)
+{
+	static const struct option longs[] = {
+	    {"source", 1, NULL, 's'},	   {"work", 1, NULL, 'w'},
+	    {"uid", 1, NULL, 'u'},	   {"gid", 1, NULL, 'g'},
+	    {"disk-bytes", 1, NULL, 'd'},  {"max-bytes", 1, NULL, 'm'},
+	    {"max-entries", 1, NULL, 'e'}, {NULL, 0, NULL, 0}};
+	uint64_t v = 0;
+	int c;
+
+	while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
+		if (c == '?')
+			return -EINVAL;
+		if (c == 's')
+			o->source = optarg;
+		else if (c == 'w')
+			o->work = optarg;
+		else if (number(optarg, &v))
+			return -EINVAL;
+		if (c == 'u')
+			o->uid = (uid_t)v;
+		else if (c == 'g')
+			o->gid = (gid_t)v;
+		else if (c == 'd')
+			o->disk_bytes = v;
+		else if (c == 'm')
+			o->max_bytes = v;
+		else if (c == 'e')
+			o->max_entries = v;
+	}
+	return o->source && o->work && optind == argc ? 0 : -EINVAL;
+}
+
+int main(int argc, char **argv)
+{
+	struct mk_opts o = {.max_bytes = 64ull << 30, .max_entries = 4000000};
+	struct err e = ERR_INIT;
+	struct mk_shared *sh;
+
+	// Without a parent-death signal a cancelled build would go on.
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	signal(SIGPIPE, SIG_IGN);
+	close_range(3, ~0u, 0);
+	umask(022);
+	// File names in archives are UTF-8; any other locale would need
+	// conversion modules, loaded from inside the tree.
+	setlocale(LC_CTYPE, "C.UTF-8");
+	if (parse(argc, argv, &o)) {
+		fprintf(stderr, "usage: thaw-mkdisk --source PATH --work DIR "
+				"[--uid N --gid N] [--disk-bytes N] "
+				"[--max-bytes N] [--max-entries N]\n");
+		return 2;
+	}
+	sh = mmap(NULL, sizeof(*sh), PROT_READ | PROT_WRITE,
+		  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (sh == MAP_FAILED) {
+		say_last("error -12", "out of memory");
+		return 1;
+	}
+	if (run(&o, sh, &e)) {
+		char head[32];
+
+		snprintf(head, sizeof(head), "error %d", e.code);
+		say_last(head, "%s", e.msg);
+		return 1;
+	}
+	if (sh->devices)
+		mk_note("%llu device nodes and sockets left out: the guest's "
+			"kernel makes its own /dev",
+			(unsigned long long)sh->devices);
+	say_last("result", "%llu %llu %llu", (unsigned long long)sh->image_size,
+		 (unsigned long long)sh->entries,
+		 (unsigned long long)sh->bytes);
+	return 0;
+}

@@ -1,0 +1,68 @@
+// Private to thaw-mkdisk: a root file system in, an ext4 image out.
+#ifndef THAW_MKDISK_H
+#define THAW_MKDISK_H
+
+#include "base.h"
+
+struct mk_opts {
+	const char *source; // directory or tar, as the peer named it
+	const char *work;   // private directory on the state file system
+	uid_t uid;	    // the peer, whose rights read the source
+	gid_t gid;
+	uint64_t disk_bytes;  // size of the image, 0: by its contents
+	uint64_t max_bytes;   // cap on extracted bytes
+	uint64_t max_entries; // cap on files, directories, links
+};
+
+// Results that cross from contained children to the outer process, in shared
+// memory. What a child wrote there is checked before use.
+struct mk_shared {
+	uint64_t entries;    // extracted
+	uint64_t bytes;	     // of file contents, in whole blocks
+	uint64_t devices;    // device nodes and sockets left out
+	uint64_t image_size; // bytes
+	uint32_t started;    // wall clock, seconds, before the extraction
+	struct err error;
+};
+
+// The stream of tar bytes: the file itself, or the output of a tar process.
+struct mk_source {
+	int fd;
+	uint64_t size; // of the file; 0 for a directory
+	pid_t tar;     // 0 for a file
+	int tar_err;   // what tar said
+};
+
+int mk_source_open(const struct mk_opts *o, struct mk_source *src,
+		   struct err *e);
+// Waits for tar; an error when it failed.
+int mk_source_finish(const struct mk_opts *o, struct mk_source *src,
+		     struct err *e);
+
+// New mount, net, ipc and uts namespaces whose root holds only the programs
+// (read- only) and /work. The caller is already alone in a PID namespace.
+int mk_jail_enter(const char *work, struct err *e);
+// Keeps these capabilities (a list ended by -1) and no way to any other.
+int mk_jail_caps(const int *caps, struct err *e);
+
+// Runs chrooted in the tree it makes; counts into `sh`.
+int mk_extract(const struct mk_opts *o, const struct mk_source *src,
+	       struct mk_shared *sh, struct err *e);
+
+// Makes `image` from `tree`; sets sh->image_size.
+int mk_ext4_make(const struct mk_opts *o, const char *tree, const char *image,
+		 struct mk_shared *sh, struct err *e);
+// Makes an image's inode times a function of its contents alone.
+// Files last changed at or after `since` (seconds) were made by the unpacking.
+int mk_ext4_settle(int fd, uint32_t since, struct err *e);
+
+// "progress PERCENT TEXT" on stdout; percent -1: unknown.
+void mk_progress(int percent, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+void mk_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+// Forks; the child runs fn(ctx, e), and its error arrives in sh->error.
+int mk_child(struct mk_shared *sh, int (*fn)(void *ctx, struct err *e),
+	     void *ctx, const char *what, struct err *e);
+
+#endif
