@@ -58,6 +58,7 @@ void pgc_store_get_stats(struct pgc_store *s, struct pgc_store_stats *out);
 // --- building a snapshot (any one thread per builder) -----------------------------
 
 struct pgc_builder;
+struct pgc_snap;
 
 // Starts a snapshot. `parent` (or NULL) is a published snapshot: a page that is
 // not put keeps the parent's content; without a parent it is zero. `npages` are
