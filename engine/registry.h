@@ -1,0 +1,174 @@
+// The registry: what thawd knows of images, microVMs, client tokens and events,
+// in memory for the loop and in SQLite for the next thawd (docs/REGISTRY.md).
+//
+// The model in memory is the authority and is changed only on the loop. Every
+// change is put into a transaction; a writer thread commits transactions in
+// their order, as many at once as are waiting (group commit). Answers that
+// report a change are sent after its commit: eng_reg_after().
+//
+// When a commit fails (disk full), the writer keeps trying: nothing is
+// acknowledged meanwhile, and eng_reg_healthy() says why.
+#ifndef THAW_ENG_REGISTRY_H
+#define THAW_ENG_REGISTRY_H
+
+#include "loop.h"
+#include "pagecache.h"
+
+#include <jansson.h>
+
+enum {
+	REG_NAME_MAX = 64,
+	REG_ID_LEN = 44, // "microvm-" and a UUID
+	REG_TOKEN_MAX = 128,
+	REG_KEEP_ENDED = 2000,	  // TERMINATED microVMs remembered
+	REG_KEEP_EVENTS = 200000, // newest events kept
+	REG_KEEP_TOKENS = 200000,
+};
+
+// States as AWS names them. Who moves a microVM out of each, and what holds
+// while it is there, is written at the transition table in vm.c.
+enum vm_state {
+	VM_PENDING,
+	VM_RUNNING,
+	VM_SUSPENDING,
+	VM_SUSPENDED,
+	VM_TERMINATING,
+	VM_TERMINATED,
+	VM_NUM_STATES,
+};
+const char *eng_state_name(enum vm_state s);
+int eng_state_parse(const char *name, enum vm_state *out); // 0 or -EINVAL
+
+struct reg_version {
+	char version[16]; // "1.0"
+	struct pgc_id snap;
+	bool has_disk;
+	struct pgc_id disk;
+	uint32_t mem_mib;
+	unsigned vcpus;
+	bool agent;  // has a thaw-agent; else a guest of the doorbell
+	bool active; // status ACTIVE; else INACTIVE
+	bool broken; // its snapshot is gone from the store (not persistent)
+	uint64_t created_ms;
+	json_t *spec;  // as built: entrypoint, env, ..., or kernel, cmdline
+	json_t *sizes; // bytes: stored, unique, raw...; times of the build
+};
+
+struct reg_image {
+	char name[REG_NAME_MAX + 1];
+	uint64_t created_ms, updated_ms;
+	struct reg_version **versions; // oldest first
+	size_t nversions;
+	unsigned last_major; // never given twice
+};
+
+struct eng_vm; // vm.c's part of a microVM
+
+struct reg_vm {
+	char id[REG_ID_LEN + 1];
+	char name[REG_NAME_MAX + 1]; // "" without
+	uint64_t seq;		     // order of creation
+	char image[REG_NAME_MAX + 1], version[16];
+	struct pgc_id base; // whose templates it maps
+	bool base_is_own;   // a cold run's: made by its first suspend
+	bool has_own;
+	struct pgc_id own; // its latest suspend
+	uint32_t mem_mib;
+	unsigned vcpus;
+	bool agent, cold;
+	enum vm_state state;
+	char code[32];	  // reason code of the last transition
+	char reason[256]; // and its sentence
+	uint32_t max_duration_s;
+	uint64_t created_ms, started_ms, suspended_ms, ended_ms; // 0: never
+	unsigned suspends, resumes;
+	json_t *labels;	 // {k: v}
+	json_t *extra;	 // accepted members that are echoed: idlePolicy, ...
+	json_t *timings; // µs
+	struct eng_vm *live; // NULL once TERMINATED
+};
+
+struct reg_token {
+	char token[REG_TOKEN_MAX + 1];
+	uint8_t params[16]; // digest of the parameters
+	char vm[REG_ID_LEN + 1];
+	uint64_t created_ms;
+};
+
+struct eng_reg;
+
+// Opens or makes DIR/registry.db. -EBADMSG: corrupt; -ENOTSUP: a newer schema;
+// -EBUSY: another thawd has it. `fresh` says that it did not exist.
+int eng_reg_open(struct eng_reg **out, struct eng_loop *l, const char *path,
+		 bool *fresh, struct err *e);
+// Commits what is queued (gives up after 10 s of failures) and closes.
+void eng_reg_close(struct eng_reg *r);
+bool eng_reg_healthy(const struct eng_reg *r, struct err *e);
+
+// The model; arrays are in order of creation and borrowed until the next
+// change.
+struct reg_image *const *eng_reg_images(const struct eng_reg *r, size_t *n);
+struct reg_vm *const *eng_reg_vms(const struct eng_reg *r, size_t *n);
+struct reg_image *eng_reg_image(const struct eng_reg *r, const char *name);
+struct reg_version *eng_reg_version(const struct reg_image *im,
+				    const char *version);
+struct reg_vm *eng_reg_vm(const struct eng_reg *r, const char *id);
+const struct reg_token *eng_reg_token(const struct eng_reg *r,
+				      const char *token);
+struct reg_image *eng_reg_image_add(struct eng_reg *r, const char *name);
+struct reg_version *eng_reg_version_add(struct reg_image *im);
+// Draws an id that no other has.
+struct reg_vm *eng_reg_vm_add(struct eng_reg *r);
+
+// Transactions. Everything put between begin and commit becomes durable at
+// once; put functions take a copy of the record as it is now.
+struct reg_txn;
+struct reg_txn *eng_reg_begin(struct eng_reg *r);
+void eng_reg_put_vm(struct reg_txn *t, const struct reg_vm *vm);
+void eng_reg_put_image(struct reg_txn *t, const struct reg_image *im);
+void eng_reg_put_version(struct reg_txn *t, const struct reg_image *im,
+			 const struct reg_version *v);
+// Also forget it in the model: the pointers die.
+void eng_reg_del_vm(struct reg_txn *t, struct reg_vm *vm);
+void eng_reg_del_image(struct reg_txn *t, struct reg_image *im);
+void eng_reg_del_version(struct reg_txn *t, struct reg_image *im,
+			 struct reg_version *v);
+void eng_reg_put_token(struct reg_txn *t, const char *token,
+		       const uint8_t params[16], const char *vm);
+// Adds cursor and time to `ev` (stolen) and puts it; returns its cursor.
+uint64_t eng_reg_event(struct reg_txn *t, json_t *ev);
+uint64_t eng_reg_commit(struct reg_txn *t); // queues it; its number
+
+// Calls back on the loop when transaction `seq` is durable: at once, from
+// within, when it is already.
+void eng_reg_after(struct eng_reg *r, uint64_t seq, void (*cb)(void *ctx),
+		   void *ctx);
+uint64_t eng_reg_queued(const struct eng_reg *r);  // newest transaction
+uint64_t eng_reg_durable(const struct eng_reg *r); // newest committed one
+
+// Events that are durable: cursors (0, eng_reg_last_event()]. The oldest kept
+// is eng_reg_first_event().
+uint64_t eng_reg_first_event(const struct eng_reg *r);
+uint64_t eng_reg_last_event(const struct eng_reg *r);
+// The text of event `cursor`, one JSON line without its end, when it is among
+// the newest; else NULL: read it from the database.
+const char *eng_reg_recent_event(const struct eng_reg *r, uint64_t cursor);
+struct reg_events {	// result of a read; freed after the callback
+	uint64_t first; // cursor of text[0]
+	size_t n;
+	char **text;
+};
+// Reads up to `max` events from `from` on. cb on the loop, never from within.
+void eng_reg_read_events(struct eng_reg *r, uint64_t from, size_t max,
+			 void (*cb)(void *ctx, const struct reg_events *ev),
+			 void *ctx);
+// Called on the loop after commits that brought events.
+void eng_reg_on_events(struct eng_reg *r, void (*cb)(void *ctx), void *ctx);
+
+struct reg_stats {
+	uint64_t commits, transactions, longest_commit_ns;
+	uint64_t tokens, bytes;
+};
+void eng_reg_get_stats(const struct eng_reg *r, struct reg_stats *out);
+
+#endif

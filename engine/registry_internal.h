@@ -1,0 +1,82 @@
+// Shared by registry.c (model), registry_doc.c (records as JSON) and
+// registry_db.c (SQLite and the writer thread) only.
+#ifndef THAW_ENG_REGISTRY_INTERNAL_H
+#define THAW_ENG_REGISTRY_INTERNAL_H
+
+#include "registry.h"
+
+// --- records as JSON (registry_doc.c)
+// -----------------------------------------
+
+json_t *reg_doc_vm(const struct reg_vm *vm);
+json_t *reg_doc_image(const struct reg_image *im);
+json_t *reg_doc_version(const struct reg_version *v);
+json_t *reg_doc_token(const struct reg_token *t);
+// Fill a zeroed record from a row; -EBADMSG and why.
+int reg_undoc_vm(struct reg_vm *vm, const char *key, json_t *doc,
+		 struct err *e);
+int reg_undoc_image(struct reg_image *im, const char *key, json_t *doc,
+		    struct err *e);
+int reg_undoc_version(struct reg_version *v, const char *version, json_t *doc,
+		      struct err *e);
+int reg_undoc_token(struct reg_token *t, const char *key, json_t *doc,
+		    struct err *e);
+
+// --- database (registry_db.c) ------------------------------------------------
+
+enum reg_table {
+	REG_IMAGES,
+	REG_VERSIONS,
+	REG_VMS,
+	REG_TOKENS,
+	REG_EVENTS,
+	REG_NUM_TABLES
+};
+
+struct reg_op {
+	struct reg_op *next;
+	enum reg_table table;
+	enum { REG_PUT, REG_DEL, REG_DEL_UPTO } what; // UPTO: events only
+	char *key;				      // not of events
+	uint64_t cursor;			      // events
+	char *doc;				      // of REG_PUT
+};
+
+struct reg_txn {
+	struct reg_txn *next;
+	struct eng_reg *reg;
+	struct reg_op *ops, **tail;
+	uint64_t seq, last_event;
+};
+
+struct reg_db;
+struct reg_db_row {
+	enum reg_table table;
+	const char *key; // NULL for events
+	uint64_t cursor;
+	const char *doc;
+};
+
+int reg_db_open(struct reg_db **out, struct eng_loop *l, const char *path,
+		bool *fresh, struct err *e);
+// Every row of a table; sums are verified. Before reg_db_start().
+int reg_db_load(struct reg_db *db, enum reg_table table,
+		int (*row)(void *ctx, const struct reg_db_row *row,
+			   struct err *e),
+		void *ctx, struct err *e);
+// Lowest and highest cursor, 0 without events.
+int reg_db_event_range(struct reg_db *db, uint64_t *first, uint64_t *last,
+		       struct err *e);
+// Starts the writer. committed(ctx, seq, last_event) on the loop.
+int reg_db_start(struct reg_db *db,
+		 void (*committed)(void *ctx, uint64_t seq,
+				   uint64_t last_event),
+		 void *ctx, struct err *e);
+void reg_db_put(struct reg_db *db, struct reg_txn *t); // takes it
+void reg_db_read(struct reg_db *db, uint64_t from, size_t max,
+		 void (*cb)(void *ctx, const struct reg_events *ev), void *ctx);
+bool reg_db_healthy(struct reg_db *db, struct err *e);
+void reg_db_get_stats(struct reg_db *db, struct reg_stats *out);
+void reg_db_close(struct reg_db *db);
+
+#endif
