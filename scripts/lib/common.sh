@@ -4,6 +4,7 @@
 # Everything that is fetched or made lives in one cache directory, so that
 # a second run of anything is quick and `rm -rf` of it is always safe.
 
+# shellcheck disable=SC2034 # used by the scripts that source this
 THAW_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 THAW_ME=$(basename "$0")
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# shellcheck shell=dash
+# shellcheck shell=dash disable=SC2086 # $run and $cats are lists of words
 # Runs as PID 1 of scripts/kvmbox's VM, first from its initramfs (stage 1:
 # modules, the host's root file system under an overlay), then, as "stage2",
 # from the new root (run the command, report its exit code, power off). The
@@ -25,11 +25,7 @@ stage1()
 	while read -r mod; do
 		insmod "/$mod" || echo "kvmbox: cannot load $mod"
 	done </modules.load
-	for arg in $(cat /proc/cmdline); do
-		case $arg in
-		kvmbox.run=*) run=${arg#*=} ;;
-		esac
-	done
+	run=$(sed 's/.*kvmbox\.run=\([^ ]*\).*/\1/' /proc/cmdline)
 
 	opt=trans=virtio,version=9p2000.L,msize=524288
 	mkdir -p /host /rw /new
@@ -80,23 +76,25 @@ stage2()
 	box=/run/kvmbox
 	bb=$box/busybox
 	share=$($bb cat $box/share)
+	# A shell without job control starts its background commands with
+	# these two ignored, which nothing below it could undo.
+	run="/usr/bin/env --default-signal=INT,QUIT /bin/bash $box/cmd"
 	$bb mkfifo $box/out $box/err
 	if [ -e $box/tty ]; then
+		# shellcheck disable=SC2046 # two words are meant
 		$bb stty $($bb cat $box/tty) <>/dev/hvc0
-		$bb setsid -c /bin/bash $box/cmd \
-			<>/dev/hvc0 >/dev/hvc0 2>&1 &
+		$bb setsid -c $run <>/dev/hvc0 >/dev/hvc0 2>&1 &
 	else
 		in=/dev/null
 		[ -e $box/stdin ] && in=$box/stdin
 		$bb cat <$box/out >/dev/vport0p1 &
 		cats=$!
 		if [ -e $box/joined ]; then
-			$bb setsid /bin/bash $box/cmd <$in >$box/out 2>&1 &
+			$bb setsid $run <$in >$box/out 2>&1 &
 		else
 			$bb cat <$box/err >/dev/vport0p2 &
 			cats="$cats $!"
-			$bb setsid /bin/bash $box/cmd \
-				<$in >$box/out 2>$box/err &
+			$bb setsid $run <$in >$box/out 2>$box/err &
 		fi
 	fi
 	cmd=$!
