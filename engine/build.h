@@ -15,15 +15,16 @@ struct eng_build_env { // what builds work with; outlives them
 	struct eng_cells *cells;
 	struct pgc_store *store;
 	const char *kernel_path, *initrd_path; // of guests with an agent
-	const char *mkdisk_path;               // thaw-mkdisk
-	const char *tmp_dir;                   // on the state file system
+	const char *mkdisk_path;	       // thaw-mkdisk
+	const char *tmp_dir;		       // on the state file system
 };
 
 struct eng_build_req {
 	const char *name; // for logs and the guest's host name
-	// With an agent (the usual case): a root file system and an application.
+	// With an agent (the usual case): a root file system and an
+	// application.
 	const char *rootfs; // absolute path of a directory or tar, or NULL
-	uid_t peer_uid;     // the file system is read with this user's rights
+	uid_t peer_uid;	    // the file system is read with this user's rights
 	gid_t peer_gid;
 	const char *const *argv, *const *env; // NULL-terminated
 	const char *user, *cwd;
@@ -64,6 +65,10 @@ int eng_build_start(struct eng_build **out, const struct eng_build_env *env,
 		    struct err *e);
 // done(-ECANCELED) follows; leaves nothing behind in the store or on disk.
 void eng_build_cancel(struct eng_build *b);
+
+// Removes what builds of an earlier thawd left in tmp_dir (their disks' work
+// directories). Called before the first build. Blocks for the removals.
+int eng_build_sweep(const char *tmp_dir, struct err *e);
 
 // The command line with which every guest with an agent boots.
 extern const char eng_guest_cmdline[];

@@ -209,11 +209,15 @@ static int number(const char *text, uint64_t *out)
 
 static int parse(int argc, char **argv, struct mk_opts *o)
 {
-	static const struct option longs[] = {
-	    {"source", 1, NULL, 's'},	   {"work", 1, NULL, 'w'},
-	    {"uid", 1, NULL, 'u'},	   {"gid", 1, NULL, 'g'},
-	    {"disk-bytes", 1, NULL, 'd'},  {"max-bytes", 1, NULL, 'm'},
-	    {"max-entries", 1, NULL, 'e'}, {NULL, 0, NULL, 0}};
+	static const struct option longs[] = {{"source", 1, NULL, 's'},
+					      {"work", 1, NULL, 'w'},
+					      {"uid", 1, NULL, 'u'},
+					      {"gid", 1, NULL, 'g'},
+					      {"disk-bytes", 1, NULL, 'd'},
+					      {"max-bytes", 1, NULL, 'm'},
+					      {"max-entries", 1, NULL, 'e'},
+					      {"parent", 1, NULL, 'p'},
+					      {NULL, 0, NULL, 0}};
 	uint64_t v = 0;
 	int c;
 
@@ -226,6 +230,8 @@ static int parse(int argc, char **argv, struct mk_opts *o)
 			o->work = optarg;
 		else if (number(optarg, &v))
 			return -EINVAL;
+		if (c == 'p' && (pid_t)v != getppid())
+			return -ECANCELED; // it died before the signal was set
 		if (c == 'u')
 			o->uid = (uid_t)v;
 		else if (c == 'g')
@@ -255,9 +261,10 @@ int main(int argc, char **argv)
 	// conversion modules, loaded from inside the tree.
 	setlocale(LC_CTYPE, "C.UTF-8");
 	if (parse(argc, argv, &o)) {
-		fprintf(stderr, "usage: thaw-mkdisk --source PATH --work DIR "
-				"[--uid N --gid N] [--disk-bytes N] "
-				"[--max-bytes N] [--max-entries N]\n");
+		fprintf(stderr,
+			"usage: thaw-mkdisk --source PATH --work DIR "
+			"[--uid N --gid N] [--disk-bytes N] "
+			"[--max-bytes N] [--max-entries N] [--parent PID]\n");
 		return 2;
 	}
 	sh = mmap(NULL, sizeof(*sh), PROT_READ | PROT_WRITE,

@@ -1,0 +1,459 @@
+// The disk stage of a build: thaw-mkdisk makes an ext4 image in a work
+// directory of its own, a worker puts the image's pages into the store, and the
+// directory goes, whatever happened. Directories that a killed thawd left are
+// removed at the next start (eng_build_sweep()).
+//
+// States: MAKING (the program runs; cancel kills it), STORING (a job runs;
+// cancel sets a flag that it looks at), then done. What thaw-mkdisk says is
+// bounded and checked: below it are processes that met a hostile archive.
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "build_internal.h"
+
+#define WORK_PREFIX "build-"
+
+enum {
+	LINE_MAX_BYTES = 600,
+	CHUNK = 1024 * 1024,
+	PROGRESS_MS = 250,
+};
+
+struct build_disk {
+	const struct eng_build_env *env;
+	struct build_disk_req req;
+	struct build_disk_events ev;
+	void *ctx;
+
+	char work[32]; // name in tmp_dir
+	int tmp_fd;
+	pid_t pid;
+	int pidfd, out_fd;
+	struct eng_watch *pid_watch, *out_watch;
+	struct eng_timer *tick;
+	char line[LINE_MAX_BYTES];
+	size_t line_len;
+	uint64_t image_bytes; // from the result line; 0: none came
+
+	atomic_bool cancelled;
+	atomic_int percent;
+	int rc; // first failure
+	struct err err;
+};
+
+static void disk_free(struct build_disk *d)
+{
+	eng_watch_destroy(d->pid_watch);
+	eng_watch_destroy(d->out_watch);
+	eng_timer_destroy(d->tick);
+	fd_close(&d->pidfd);
+	fd_close(&d->out_fd);
+	fd_close(&d->tmp_fd);
+	free(d);
+}
+
+static void disk_fail(struct build_disk *d, int rc, const char *why)
+{
+	if (!d->rc)
+		d->rc = err_set(&d->err, rc < 0 ? rc : -EIO, "%s", why);
+}
+
+// --- storing
+// ------------------------------------------------------------------
+
+static int store_range(struct build_disk *d, struct pgc_builder *b, int fd,
+		       void *buf, off_t at, off_t end, struct err *e)
+{
+	for (; at < end; at += CHUNK) {
+		size_t n = (size_t)MIN((off_t)CHUNK, end - at);
+		int rc;
+
+		if (atomic_load(&d->cancelled))
+			return err_set(e, -ECANCELED, "cancelled");
+		rc = util_pread_all(fd, buf, n, at);
+		if (rc)
+			return err_wrap(e, rc, "reading the disk image");
+		rc = pgc_builder_put(b, PGC_DISK, (uint64_t)at / PGC_PAGE, buf,
+				     n / PGC_PAGE, e);
+		if (rc)
+			return rc;
+		atomic_store(&d->percent,
+			     (int)((uint64_t)at * 100 / d->image_bytes));
+	}
+	return 0;
+}
+
+// Data ranges only: the rest of the image reads as zero, as unput pages do.
+static int store_all(struct build_disk *d, struct pgc_builder *b, int fd,
+		     struct err *e)
+{
+	cleanup_free void *buf = malloc(CHUNK);
+	off_t size = (off_t)d->image_bytes, at = 0, end;
+	int rc;
+
+	if (!buf)
+		return err_set(e, -ENOMEM, "out of memory");
+	while (at < size) {
+		at = lseek(fd, at, SEEK_DATA);
+		if (at < 0 && errno == ENXIO)
+			return 0; // only a hole is left
+		if (at < 0)
+			return err_sys(e, "reading the disk image");
+		end = lseek(fd, at, SEEK_HOLE);
+		if (end < 0)
+			return err_sys(e, "reading the disk image");
+		at = ALIGN_DOWN(at, (off_t)PGC_PAGE);
+		end = MIN(ALIGN_UP(end, (off_t)PGC_PAGE), size);
+		rc = store_range(d, b, fd, buf, at, end, e);
+		if (rc)
+			return rc;
+		at = end;
+	}
+	return 0;
+}
+
+static int store_image(struct build_disk *d, struct err *e)
+{
+	uint64_t npages[PGC_NUM_STREAMS] = {0};
+	cleanup_fd int work = -1, fd = -1;
+	struct pgc_builder *b;
+	struct stat st;
+	int rc;
+
+	work = openat(d->tmp_fd, d->work,
+		      O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC | O_RDONLY);
+	if (work >= 0)
+		fd =
+		    openat(work, "disk.img", O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0 || fstat(fd, &st))
+		return err_sys(e, "opening the disk image");
+	if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != d->image_bytes ||
+	    d->image_bytes % PGC_PAGE ||
+	    d->image_bytes / PGC_PAGE > PGC_STREAM_MAX_PAGES)
+		return err_set(e, -EIO, "the disk image has a wrong size");
+	npages[PGC_DISK] = d->image_bytes / PGC_PAGE;
+	rc = pgc_builder_begin(d->env->store, &d->req.id, NULL, npages, &b, e);
+	if (rc)
+		return rc;
+	rc = store_all(d, b, fd, e);
+	if (!rc && atomic_load(&d->cancelled))
+		rc = err_set(e, -ECANCELED, "cancelled");
+	if (rc) {
+		pgc_builder_abort(b);
+		return rc;
+	}
+	return pgc_builder_commit(b, e);
+}
+
+static void store_job(void *ctx)
+{
+	struct build_disk *d = ctx;
+	struct err e = ERR_INIT;
+	int rc;
+
+	if (!d->rc) {
+		rc = store_image(d, &e);
+		if (rc)
+			disk_fail(d, rc, e.msg);
+	}
+	build_rmtree(d->tmp_fd, d->work, &e);
+}
+
+// The loop may have cancelled after the job's last look: the pipeline's owner
+// then finds a published snapshot and rc 0, and removes it like any other.
+static void store_done(void *ctx)
+{
+	struct build_disk *d = ctx;
+	struct build_disk_events ev = d->ev;
+	void *up = d->ctx;
+	int rc = d->rc;
+	struct err err = d->err;
+
+	disk_free(d);
+	ev.done(up, rc, err.msg);
+}
+
+static void tick(void *ctx)
+{
+	struct build_disk *d = ctx;
+
+	d->ev.progress(d->ctx, "store", atomic_load(&d->percent),
+		       "storing the disk");
+	eng_timer_set(d->tick, PROGRESS_MS);
+}
+
+static void start_storing(struct build_disk *d)
+{
+	if (!d->rc) {
+		d->ev.progress(d->ctx, "store", 0, "storing the disk");
+		eng_timer_set(d->tick, PROGRESS_MS);
+	}
+	eng_job_run(d->env->jobs, store_job, store_done, d);
+}
+
+// --- the program
+// ----------------------------------------------------------------
+
+static void take_result(struct build_disk *d, const char *line)
+{
+	unsigned long long bytes;
+
+	if (sscanf(line, "result %llu", &bytes) == 1 && bytes > 0)
+		d->image_bytes = bytes;
+}
+
+static void take_line(struct build_disk *d, const char *line)
+{
+	int percent, at = 0, code;
+
+	if (sscanf(line, "progress %d %n", &percent, &at) == 1 && at)
+		d->ev.progress(d->ctx, "disk",
+			       percent < 0 || percent > 100 ? -1 : percent,
+			       line + at);
+	else if (!strncmp(line, "note ", 5))
+		d->ev.progress(d->ctx, "disk", -1, line + 5);
+	else if (sscanf(line, "error %d %n", &code, &at) == 1 && at)
+		disk_fail(d, code > -4096 ? code : -EIO, line + at);
+	else
+		take_result(d, line);
+}
+
+// Lines longer than the buffer lose their rest. Returns false at the end.
+static bool read_lines(struct build_disk *d)
+{
+	char buf[4096];
+	ssize_t n = read(d->out_fd, buf, sizeof(buf));
+
+	if (n < 0)
+		return errno == EINTR;
+	for (ssize_t i = 0; i < n; i++) {
+		if (buf[i] == '\n') {
+			d->line[d->line_len] = '\0';
+			d->line_len = 0;
+			take_line(d, d->line);
+		} else if (d->line_len + 1 < sizeof(d->line)) {
+			d->line[d->line_len++] = buf[i];
+		}
+	}
+	return n > 0;
+}
+
+static void on_output(void *ctx, unsigned what)
+{
+	struct build_disk *d = ctx;
+
+	(void)what;
+	if (!read_lines(d) && errno != EAGAIN)
+		eng_watch_set(d->out_watch, 0);
+}
+
+static void on_exit_of_program(void *ctx, unsigned what)
+{
+	struct build_disk *d = ctx;
+	char why[100];
+	int st = 0;
+
+	(void)what;
+	if (waitpid(d->pid, &st, WNOHANG) == 0)
+		return;
+	eng_watch_destroy(d->pid_watch);
+	d->pid_watch = NULL;
+	for (int i = 0; i < 100 && read_lines(d); i++)
+		;
+	eng_watch_destroy(d->out_watch);
+	d->out_watch = NULL;
+	if (atomic_load(&d->cancelled)) {
+		disk_fail(d, -ECANCELED, "cancelled");
+	} else if (!WIFEXITED(st) || WEXITSTATUS(st) || !d->image_bytes) {
+		snprintf(why, sizeof(why),
+			 "thaw-mkdisk ended without a word (%s %d)",
+			 WIFSIGNALED(st) ? "signal" : "exit code",
+			 WIFSIGNALED(st) ? WTERMSIG(st) : WEXITSTATUS(st));
+		disk_fail(d, -EIO, why);
+	}
+	start_storing(d);
+}
+
+// posix_spawn, for thawd has threads. Signals as a fresh program expects them.
+static int spawn(struct build_disk *d, char *const argv[], int out,
+		 struct err *e)
+{
+	char *const envp[] = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", NULL};
+	posix_spawn_file_actions_t fa;
+	posix_spawnattr_t at;
+	sigset_t none, all;
+	int rc;
+
+	sigemptyset(&none);
+	sigfillset(&all);
+	posix_spawnattr_init(&at);
+	posix_spawnattr_setsigmask(&at, &none);
+	posix_spawnattr_setsigdefault(&at, &all);
+	posix_spawnattr_setflags(&at, POSIX_SPAWN_SETSIGMASK |
+					  POSIX_SPAWN_SETSIGDEF);
+	posix_spawn_file_actions_init(&fa);
+	posix_spawn_file_actions_addopen(&fa, 0, "/dev/null", O_RDONLY, 0);
+	posix_spawn_file_actions_adddup2(&fa, out, 1);
+	rc = posix_spawn(&d->pid, argv[0], &fa, &at, argv, envp);
+	posix_spawn_file_actions_destroy(&fa);
+	posix_spawnattr_destroy(&at);
+	if (rc)
+		return err_set(e, -rc, "cannot start %s: %s", argv[0],
+			       strerror(rc));
+	return 0;
+}
+
+static int start_program(struct build_disk *d, struct err *e)
+{
+	char work[PATH_MAX], uid[16], gid[16], bytes[24], parent[16];
+	cleanup_fd int w = -1;
+	char *argv[] = {(char *)(uintptr_t)d->env->mkdisk_path,
+			"--source",
+			(char *)(uintptr_t)d->req.rootfs,
+			"--work",
+			work,
+			"--uid",
+			uid,
+			"--gid",
+			gid,
+			"--parent",
+			parent,
+			"--disk-bytes",
+			bytes,
+			NULL};
+	int p[2], rc;
+
+	if (snprintf(work, sizeof(work), "%s/%s", d->env->tmp_dir, d->work) >=
+	    (int)sizeof(work))
+		return err_set(e, -ENAMETOOLONG, "the state path is too long");
+	snprintf(uid, sizeof(uid), "%u", (unsigned)d->req.uid);
+	snprintf(gid, sizeof(gid), "%u", (unsigned)d->req.gid);
+	snprintf(parent, sizeof(parent), "%d", (int)getpid());
+	snprintf(bytes, sizeof(bytes), "%llu",
+		 (unsigned long long)(d->req.disk_mib << 20));
+	if (pipe2(p, O_CLOEXEC))
+		return err_sys(e, "pipe");
+	d->out_fd = p[0];
+	w = p[1];
+	if (fcntl(d->out_fd, F_SETFL, O_NONBLOCK))
+		return err_sys(e, "pipe");
+	rc = spawn(d, argv, w, e);
+	if (rc)
+		return rc;
+	d->pidfd = (int)syscall(SYS_pidfd_open, d->pid, 0);
+	if (d->pidfd >= 0)
+		d->pid_watch =
+		    eng_watch_create(d->env->loop, d->pidfd, ENG_READ,
+				     on_exit_of_program, d, "build disk exit");
+	d->out_watch = eng_watch_create(d->env->loop, d->out_fd, ENG_READ,
+					on_output, d, "build disk output");
+	if (d->pid_watch && d->out_watch)
+		return 0;
+	kill(d->pid, SIGKILL);
+	waitpid(d->pid, NULL, 0);
+	return err_set(e, -ENOMEM, "cannot watch thaw-mkdisk");
+}
+
+int build_disk_start(struct build_disk **out, const struct eng_build_env *env,
+		     const struct build_disk_req *req,
+		     const struct build_disk_events *ev, void *ctx,
+		     struct err *e)
+{
+	struct build_disk *d = calloc(1, sizeof(*d));
+	uint8_t rnd[8];
+	int rc;
+
+	if (!d)
+		return err_set(e, -ENOMEM, "out of memory");
+	*d = (struct build_disk){.env = env,
+				 .req = *req,
+				 .ev = *ev,
+				 .ctx = ctx,
+				 .tmp_fd = -1,
+				 .pidfd = -1,
+				 .out_fd = -1};
+	util_random(rnd, sizeof(rnd));
+	memcpy(d->work, WORK_PREFIX, sizeof(WORK_PREFIX));
+	util_hex(d->work + strlen(WORK_PREFIX), rnd, sizeof(rnd));
+	d->tick = eng_timer_create(env->loop, tick, d, "build disk progress");
+	d->tmp_fd = open(env->tmp_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (!d->tick)
+		rc = err_set(e, -ENOMEM, "out of memory");
+	else if (d->tmp_fd < 0 || mkdirat(d->tmp_fd, d->work, 0700))
+		rc = err_sys(e, "making a work directory in %s", env->tmp_dir);
+	else
+		rc = start_program(d, e);
+	if (rc) {
+		if (d->tmp_fd >= 0)
+			unlinkat(d->tmp_fd, d->work, AT_REMOVEDIR);
+		disk_free(d);
+		return rc;
+	}
+	*out = d;
+	return 0;
+}
+
+void build_disk_cancel(struct build_disk *d)
+{
+	atomic_store(&d->cancelled, true);
+	if (d->pid_watch) // not yet reaped, so the pid is still ours
+		kill(d->pid, SIGKILL);
+}
+
+// --- removal
+// ---------------------------------------------------------------------
+
+int build_rmtree(int dir, const char *name, struct err *e)
+{
+	const struct dirent *de;
+	int fd, rc = 0;
+	DIR *dp;
+
+	if (unlinkat(dir, name, 0) == 0 || errno == ENOENT)
+		return 0;
+	fd = openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0)
+		return err_sys(e, "removing %s", name);
+	dp = fdopendir(fd);
+	if (!dp) {
+		close(fd);
+		return err_set(e, -ENOMEM, "out of memory");
+	}
+	while ((de = readdir(dp)))
+		if (strcmp(de->d_name, ".") && strcmp(de->d_name, ".."))
+			if (build_rmtree(fd, de->d_name, e))
+				rc = -EIO;
+	closedir(dp);
+	if (unlinkat(dir, name, AT_REMOVEDIR) && !rc)
+		rc = err_sys(e, "removing %s", name);
+	return rc;
+}
+
+int eng_build_sweep(const char *tmp_dir, struct err *e)
+{
+	const struct dirent *de;
+	int rc = 0, one;
+	DIR *dp = opendir(tmp_dir);
+
+	if (!dp)
+		return err_sys(e, "reading %s", tmp_dir);
+	while ((de = readdir(dp))) {
+		if (strncmp(de->d_name, WORK_PREFIX, strlen(WORK_PREFIX)))
+			continue;
+		one = build_rmtree(dirfd(dp), de->d_name, e);
+		rc = rc ? rc : one;
+	}
+	closedir(dp);
+	return rc;
+}
