@@ -163,3 +163,88 @@ module_paths()
 			done || true
 	done | awk '!seen[$0]++'
 }
+
+# as_root WHY COMMAND…: runs COMMAND as root; where that needs sudo, asks once
+# and says why. Files that it makes in the clone are the caller's to chown.
+as_root()
+{
+	local why=$1
+
+	shift
+	if ((EUID == 0)); then
+		"$@"
+		return
+	fi
+	command -v sudo >/dev/null || die "root is needed to $why, and there" \
+		"is no sudo here: run this as root: $*"
+	if ! sudo -n true 2>/dev/null; then
+		say "root is needed to $why; sudo may ask for your password"
+	fi
+	sudo --preserve-env=PATH,THAW_CACHE,DEBIAN_FRONTEND "$@"
+}
+
+# The packages of Debian that thaw is built, tested and demonstrated with.
+# Those of the first line are what building alone takes.
+THAW_PACKAGES=(
+	build-essential cmake ninja-build pkg-config git libevent-dev
+	liburing-dev libxxhash-dev liblz4-dev libjansson-dev libsqlite3-dev
+	libarchive-dev libcap-ng-dev libseccomp-dev libcriterion-dev
+	clang clang-tidy clang-format libclang-rt-14-dev musl-tools shellcheck
+	qemu-system-x86 busybox-static cpio kmod lz4 xz-utils zstd
+	mmdebstrap e2fsprogs acpica-tools uidmap
+	python3 jq curl socat iproute2 procps util-linux gdb strace
+	ca-certificates
+)
+
+# missing_packages: prints those that are not installed.
+missing_packages()
+{
+	local pkg
+
+	command -v dpkg-query >/dev/null || die "this is not a Debian system" \
+		"(no dpkg): install what docs/HACKING.md lists by hand"
+	for pkg in "${THAW_PACKAGES[@]}"; do
+		[[ $(dpkg-query -Wf '${db:Status-Abbrev}' "$pkg" 2>/dev/null) == ii* ]] ||
+			printf '%s\n' "$pkg"
+	done
+}
+
+# enough_disk DIR MIB WHAT: fails with the remedy when DIR's file system has
+# less free.
+enough_disk()
+{
+	local free
+
+	free=$(df -Pm "$1" | awk 'NR==2{print $4}')
+	((free >= $2)) || die "$3 needs $2 MiB of disk at $1, and $free MiB" \
+		"are free: make room there, or move the cache by THAW_CACHE=DIR"
+}
+
+# enough_memory MIB WHAT
+enough_memory()
+{
+	local avail
+
+	avail=$(($(awk '/^MemAvailable/{print $2}' /proc/meminfo) / 1024))
+	((avail >= $1)) || die "$2 needs $1 MiB of memory, and $avail MiB are" \
+		"available: stop something, or use a larger machine"
+}
+
+# The host's facts that everything depends on; says what stands in the way.
+check_system()
+{
+	local id version major minor rest
+
+	[[ $(uname -s) == Linux && $(uname -m) == x86_64 ]] ||
+		die "thaw needs Linux on x86-64; this is $(uname -sm)"
+	# shellcheck disable=SC1091 # the system's own
+	id=$(. /etc/os-release && echo "${ID:-?}")
+	# shellcheck disable=SC1091
+	version=$(. /etc/os-release && echo "${VERSION_ID:-?}")
+	[[ $id == debian && ${version%%.*} =~ ^[0-9]+$ && ${version%%.*} -ge 12 ]] ||
+		say "warning: tried on Debian 12 only; this is $id $version"
+	IFS=.- read -r major minor rest < <(uname -r)
+	((major > 6 || (major == 6 && minor >= 1))) ||
+		say "warning: the kernel is $(uname -r); thaw needs 6.1 or newer" \
+			"(kvmbox works with any)"
+}
