@@ -56,8 +56,10 @@ struct eng_probe {
 };
 int eng_agent_parse_probed(const uint8_t *p, size_t len, struct eng_probe *out);
 
-// The application's output. `fd` is consumed. line(stream 1|2|3, bytes); closed
-// when the stream ends or misbehaves.
+// The application's output. `fd` is consumed. bytes(stream 1|2|3, bytes) as they
+// come, not by line; closed() once, when the stream ends or misbehaves: the log
+// is gone then. eng_agent_log_close() ends it without closed(), also from within
+// a callback.
 struct eng_agent_log;
 struct eng_agent_log *
 eng_agent_log_open(struct eng_loop *l, int fd,
