@@ -213,6 +213,8 @@ static void apply(struct vio_dev *d, const struct saved *s)
 	d->loaded = true;
 }
 
+// Leaves the device quiesced: vio_resume() starts it, once the rest of the machine
+// is in place (an interrupt raised before would be lost).
 int vio_load(struct vio_dev *d, struct wire_reader *r, struct err *e)
 {
 	struct wire_reader probe = *r;
@@ -226,11 +228,8 @@ int vio_load(struct vio_dev *d, struct wire_reader *r, struct err *e)
 	rc = parse(d->cls, r, d->host.mem->bytes, &s, e);
 	if (rc == 0)
 		rc = d->cls->load(d, r, e);
-	if (rc == 0) {
+	if (rc == 0)
 		apply(d, &s);
-		if (vio_running(d))
-			d->host.status(d->host.vm, d->index, true);
-	}
 	vio_leave(d);
 	return rc;
 }
