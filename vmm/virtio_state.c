@@ -208,6 +208,7 @@ static void apply(struct vio_dev *d, const struct saved *s)
 			abort();
 		vq->last_avail = s->last_avail[q];
 		vq->used_idx = s->used_idx[q];
+		vq->last_signalled = s->used_idx[q];
 	}
 	d->quiesced = true;
 	d->loaded = true;

@@ -96,7 +96,7 @@ int virtq_latch(struct virtq *q, const struct guestmem *gm, bool indirect,
 	q->gm = gm;
 	q->indirect = indirect;
 	q->event_idx = event_idx;
-	q->signalled_valid = false;
+	q->last_signalled = q->used_idx;
 	q->broken = false;
 	q->live = true;
 	return 0;
@@ -251,18 +251,14 @@ void virtq_push(struct virtq *q, uint16_t head, uint32_t written)
 bool virtq_should_signal(struct virtq *q)
 {
 	uint16_t old = q->last_signalled, now = q->used_idx, event;
-	bool valid = q->signalled_valid;
 
-	if (!q->live || q->broken || (valid && old == now))
+	if (!q->live || q->broken || old == now)
 		return false;
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	q->last_signalled = now;
-	q->signalled_valid = true;
 	if (!q->event_idx)
 		return !(load16(q->avail + RING_FLAGS) &
 			 VRING_AVAIL_F_NO_INTERRUPT);
-	if (!valid)
-		return true;
 	event = load16(q->avail + RING_ENTRIES + 2u * q->geom.num);
 	return vring_need_event(event, now, old);
 }

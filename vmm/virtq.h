@@ -34,7 +34,6 @@ struct virtq {
 	bool live;		  // latched, usable
 	bool broken;		  // the driver broke a rule (only while live)
 	bool indirect, event_idx; // negotiated features
-	bool signalled_valid;	  // last_signalled means something
 	uint16_t last_avail;	  // next avail entry to take
 	uint16_t used_idx;	  // next used entry to write
 	uint16_t last_signalled;  // used_idx at the last interrupt decision
