@@ -7,6 +7,8 @@
 # shellcheck disable=SC2034 # used by the scripts that source this
 THAW_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 THAW_ME=$(basename "$0")
+# Where depmod and others are, which a Debian user's path lacks.
+PATH=$PATH:/usr/sbin:/sbin
 
 say()
 {
