@@ -118,7 +118,9 @@ int eng_cell_capture(struct eng_cell *cell, const struct eng_capture_req *req,
 // Ends the cell; gone(ENG_END_KILLED) follows when it is dead and reaped.
 void eng_cell_kill(struct eng_cell *cell);
 
-pid_t eng_cell_pid(const struct eng_cell *cell);
+pid_t eng_cell_pid(const struct eng_cell *cell); // 0: no process yet
+// What is known by now: started() may come before the first exit does.
+void eng_cell_get_times(const struct eng_cell *cell, struct eng_cell_times *t);
 struct eng_cell_usage {
 	uint64_t private_bytes; // guest pages that are this cell's alone
 	uint64_t overlay_bytes; // written disk blocks in memory

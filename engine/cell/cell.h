@@ -1,0 +1,33 @@
+// What the files of thaw-cell share.
+//
+// Two threads matter. The *device thread* (main) talks on the ctl socket and
+// dispatches the devices. The *vCPU-0 thread* waits on the boot socket; a START
+// there is the only hand-off between a client's request and the guest: that same
+// thread maps, registers, loads and runs.
+#ifndef THAW_CELL_CELL_H
+#define THAW_CELL_CELL_H
+
+#include <stdatomic.h>
+
+#include "blkback.h"
+#include "cellproto.h"
+#include "vmm.h"
+
+enum cell_phase { CELL_IDLE, CELL_RUNNING };
+
+struct cell {
+	struct vmm *vm;
+	int uffd; // this cell's dup, until the template is registered
+	// Written by the vCPU-0 thread before `phase` says RUNNING.
+	uint64_t mapped_ns, loaded_ns;
+	struct blkback *disk;
+	_Atomic int phase;
+};
+
+// The vCPU-0 thread's main.
+void *cell_vcpu0(void *cell);
+
+// Tells thawd why (CP_FAILED) and ends the process. Any thread.
+_Noreturn void cell_die(const struct err *e);
+
+#endif

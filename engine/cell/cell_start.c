@@ -1,0 +1,242 @@
+// The vCPU-0 thread: from START to the guest's first instruction.
+//
+// A thaw in order: map the template privately over the memory reservation,
+// register the mapping for missing pages, lay anonymous mappings over the long
+// runs of zeroes, close the template and the userfaultfd. No guest code has run
+// and nothing has touched the memory before it is registered, so no hole of the
+// template can be read as zeroes. thawd and the keeper hold the userfaultfd.
+#include <errno.h>
+#include <linux/userfaultfd.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+
+#include "cell.h"
+
+enum { PAGE = 4096 };
+
+struct start { // a START message, taken apart
+	int type;
+	struct cp_start s;
+	int fds[CP_MAX_FDS];
+	unsigned nfds, next;
+};
+
+static int map_fixed(void *at, size_t len, int fd, struct err *e)
+{
+	int flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
+
+	if (fd < 0)
+		flags |= MAP_ANONYMOUS;
+	if (mmap(at, len, PROT_READ | PROT_WRITE, flags, fd, 0) == MAP_FAILED)
+		return err_sys(e, "cannot map guest memory");
+	return 0;
+}
+
+static int map_template(struct cell *c, const struct start *st, int fd,
+			struct err *e)
+{
+	char *base = vmm_mem_base(c->vm);
+	uint64_t bytes = vmm_mem_bytes(c->vm);
+	struct uffdio_register reg = {
+	    .range = {(uintptr_t)base, bytes},
+	    .mode = UFFDIO_REGISTER_MODE_MISSING,
+	};
+	int rc = map_fixed(base, bytes, fd, e);
+
+	if (rc)
+		return rc;
+	if (ioctl(c->uffd, UFFDIO_REGISTER, &reg) < 0)
+		return err_sys(e, "cannot register guest memory");
+	for (uint32_t i = 0; i < st->s.nzero; i++) {
+		uint64_t at = (uint64_t)st->s.zero[i].pgno * PAGE;
+		uint64_t len = (uint64_t)st->s.zero[i].npages * PAGE;
+
+		if (at >= bytes || len == 0 || len > bytes - at)
+			return err_set(e, -EBADMSG, "a zero extent outside of "
+						    "guest memory");
+		rc = map_fixed(base + at, len, -1, e);
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+static int take_fd(struct start *st, int *fd, struct err *e)
+{
+	if (st->next >= st->nfds)
+		return err_set(e, -EBADMSG, "a start without a descriptor");
+	*fd = fd_steal(&st->fds[st->next++]);
+	return 0;
+}
+
+static int attach_disk(struct cell *c, struct start *st, struct err *e)
+{
+	int rc, tmpl = -1, overlay = -1;
+
+	if (!(st->s.flags & CP_F_DISK))
+		return 0;
+	rc = take_fd(st, &tmpl, e);
+	if (!rc)
+		rc = take_fd(st, &overlay, e);
+	if (!rc)
+		rc = blk_attach(&c->disk, c->vm, st->s.disk_bytes, tmpl,
+				overlay, CP_FD_DISK, e);
+	return rc; // on an error the process ends
+}
+
+// The state arrives sealed: what is validated cannot change any more.
+static int load_state(struct cell *c, const struct start *st, int fd,
+		      struct err *e)
+{
+	void *p;
+	int rc;
+
+	if (st->s.state_len == 0 || st->s.state_len > VMM_STATE_MAX)
+		return err_set(e, -EBADMSG, "a state of %u bytes",
+			       st->s.state_len);
+	p = mmap(NULL, st->s.state_len, PROT_READ, MAP_SHARED | MAP_POPULATE,
+		 fd, 0);
+	if (p == MAP_FAILED)
+		return err_sys(e, "cannot map the saved state");
+	rc = vmm_state_load(c->vm, p, st->s.state_len, e);
+	munmap(p, st->s.state_len);
+	return rc;
+}
+
+static int wait_go(struct err *e)
+{
+	uint8_t buf[CP_HEAD];
+	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
+	struct wire_reader r;
+	int fds[CP_MAX_FDS];
+	unsigned nfds;
+	ssize_t n;
+
+	cp_begin(&w, CP_MAPPED);
+	if (cp_send(CP_FD_CTL, &w, NULL, 0))
+		_exit(0);
+	n = cp_recv(CP_FD_BOOT, 0, buf, sizeof(buf), fds, &nfds);
+	if (n <= 0)
+		_exit(0);
+	r = wire_reader_of(buf, (size_t)n);
+	if (cp_head(&r) != CP_GO || !cp_ok(&r) || nfds)
+		return err_set(e, -EBADMSG, "expected GO");
+	return 0;
+}
+
+static int start_thaw(struct cell *c, struct start *st, struct err *e)
+{
+	int state = -1, tmpl = -1;
+	int rc = take_fd(st, &state, e);
+
+	if (!rc)
+		rc = take_fd(st, &tmpl, e);
+	if (rc)
+		return rc;
+	// A page of a clone is one page, not a huge page of mostly zeroes.
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	rc = map_template(c, st, tmpl, e);
+	if (rc)
+		return rc;
+	fd_close(&tmpl);
+	fd_close(&c->uffd);
+	c->mapped_ns = util_now_ns();
+	if ((st->s.flags & CP_F_TWO_STEP) && (rc = wait_go(e)))
+		return rc;
+	rc = attach_disk(c, st, e);
+	if (!rc)
+		rc = load_state(c, st, state, e);
+	fd_close(&state);
+	if (!rc && st->s.mailbox_len) {
+		rc = vmm_mailbox_put(c->vm, st->s.mailbox, st->s.mailbox_len);
+		if (rc)
+			err_set(e, rc, "the mailbox cannot take %zu bytes",
+				st->s.mailbox_len);
+	}
+	return rc;
+}
+
+static int map_file(int fd, const void **p, size_t *len, struct err *e)
+{
+	struct stat sb;
+
+	if (fstat(fd, &sb) < 0)
+		return err_sys(e, "cannot examine a boot file");
+	*len = (size_t)sb.st_size;
+	*p = mmap(NULL, *len, PROT_READ, MAP_PRIVATE, fd, 0);
+	if (*p == MAP_FAILED)
+		return err_sys(e, "cannot map a boot file");
+	close(fd);
+	return 0;
+}
+
+static int start_boot(struct cell *c, struct start *st, struct err *e)
+{
+	struct vmm_boot boot = {.cmdline = st->s.cmdline};
+	int rc, fd = -1;
+
+	fd_close(&c->uffd);
+	rc = map_fixed(vmm_mem_base(c->vm), vmm_mem_bytes(c->vm), -1, e);
+	if (!rc)
+		rc = take_fd(st, &fd, e);
+	if (!rc)
+		rc = map_file(fd, &boot.kernel, &boot.kernel_len, e);
+	if (!rc && (st->s.flags & CP_F_INITRD)) {
+		rc = take_fd(st, &fd, e);
+		if (!rc)
+			rc = map_file(fd, &boot.initrd, &boot.initrd_len, e);
+	}
+	c->mapped_ns = util_now_ns();
+	if (!rc)
+		rc = attach_disk(c, st, e);
+	if (!rc)
+		rc = vmm_boot(c->vm, &boot, e);
+	if (rc)
+		return rc;
+	munmap((void *)(uintptr_t)boot.kernel, boot.kernel_len);
+	if (boot.initrd)
+		munmap((void *)(uintptr_t)boot.initrd, boot.initrd_len);
+	return 0;
+}
+
+static int receive_start(struct cell *c, struct err *e)
+{
+	// Most starts are a few hundred bytes; the pages beyond are not touched.
+	static uint8_t buf[CP_MSG_MAX];
+	static struct start st;
+	struct wire_reader r;
+	ssize_t n =
+	    cp_recv(CP_FD_BOOT, 0, buf, sizeof(buf), st.fds, &st.nfds);
+	int rc;
+
+	if (n <= 0)
+		_exit(0); // thawd has no more use for this shell
+	r = wire_reader_of(buf, (size_t)n);
+	st.type = cp_head(&r);
+	if ((st.type != CP_START_THAW && st.type != CP_START_BOOT) ||
+	    cp_get_start(&r, (enum cp_type)st.type, &st.s))
+		return err_set(e, -EBADMSG, "expected a start");
+	rc = st.type == CP_START_THAW ? start_thaw(c, &st, e)
+				      : start_boot(c, &st, e);
+	if (!rc && st.next != st.nfds)
+		rc = err_set(e, -EBADMSG, "a start with spare descriptors");
+	return rc;
+}
+
+void *cell_vcpu0(void *arg)
+{
+	struct cell *c = arg;
+	struct err e = ERR_INIT;
+
+	if (receive_start(c, &e))
+		cell_die(&e);
+	c->loaded_ns = util_now_ns();
+	atomic_store_explicit(&c->phase, CELL_RUNNING, memory_order_release);
+	if (vmm_start(c->vm, &e))
+		cell_die(&e);
+	vmm_vcpu_run(c->vm, 0); // how it ended comes as an event
+	return NULL;
+}

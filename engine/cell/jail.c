@@ -1,0 +1,116 @@
+// The order matters: namespaces and root need capabilities; limits and the
+// bounding set go before the user id is given up; PDEATHSIG and "not dumpable"
+// are reset by the change of user and come last.
+//
+// The process id namespace cannot be left to unshare() here (it would apply to
+// children, of which there are none): thawd makes it when it starts the cell.
+#include <errno.h>
+#include <grp.h>
+#include <linux/capability.h>
+#include <linux/securebits.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+
+#include "jail.h"
+
+// An empty tmpfs becomes the root. Any existing directory serves as the place to
+// mount it on; /proc is on every Linux.
+static int empty_root(struct err *e)
+{
+	if (mount("", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+		return err_sys(e, "jail: cannot make mounts private");
+	if (mount("cell", "/proc", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC,
+		  "size=4k,nr_inodes=2,mode=0555") < 0)
+		return err_sys(e, "jail: cannot mount an empty root");
+	if (chdir("/proc") < 0)
+		return err_sys(e, "jail: cannot enter the empty root");
+	if (syscall(SYS_pivot_root, ".", ".") < 0)
+		return err_sys(e, "jail: cannot pivot to the empty root");
+	if (umount2(".", MNT_DETACH) < 0)
+		return err_sys(e, "jail: cannot let the old root go");
+	if (chdir("/") < 0)
+		return err_sys(e, "jail: cannot enter the new root");
+	if (mount("", "/", NULL,
+		  MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV |
+		      MS_NOEXEC,
+		  NULL) < 0)
+		return err_sys(e, "jail: cannot make the root read-only");
+	return 0;
+}
+
+static int limit(int what, rlim_t v, struct err *e)
+{
+	struct rlimit lim = {v, v};
+
+	if (setrlimit((__rlimit_resource_t)what, &lim) < 0)
+		return err_sys(e, "jail: cannot set resource limit %d", what);
+	return 0;
+}
+
+static int limits(const struct jail_config *j, struct err *e)
+{
+	int rc;
+
+	// Descriptors: KVM's own few, and one for each vsock stream.
+	if ((rc = limit(RLIMIT_NOFILE, 512, e)) ||
+	    (rc = limit(RLIMIT_CORE, 0, e)) ||
+	    (rc = limit(RLIMIT_FSIZE, j->max_file, e)) ||
+	    (rc = limit(RLIMIT_MSGQUEUE, 0, e)) ||
+	    (rc = limit(RLIMIT_NPROC, j->threads + 8, e)))
+		return rc;
+	return 0;
+}
+
+static int drop_rights(const struct jail_config *j, struct err *e)
+{
+	struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
+	struct __user_cap_data_struct none[2] = {{0}, {0}};
+
+	for (int cap = 0; cap <= 63; cap++) {
+		if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0 && errno != EINVAL)
+			return err_sys(e, "jail: cannot drop capability %d",
+				       cap);
+	}
+	if (prctl(PR_SET_SECUREBITS,
+		  SECBIT_NOROOT | SECBIT_NOROOT_LOCKED |
+		      SECBIT_NO_SETUID_FIXUP_LOCKED | SECBIT_KEEP_CAPS_LOCKED |
+		      SECBIT_NO_CAP_AMBIENT_RAISE |
+		      SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED,
+		  0, 0, 0) < 0)
+		return err_sys(e, "jail: cannot lock the secure bits");
+	if (setgroups(0, NULL) < 0 || setresgid(j->uid, j->uid, j->uid) < 0 ||
+	    setresuid(j->uid, j->uid, j->uid) < 0)
+		return err_sys(e, "jail: cannot become user %u", j->uid);
+	if (syscall(SYS_capset, &head, none) < 0)
+		return err_sys(e, "jail: cannot give up capabilities");
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+		return err_sys(e, "jail: cannot set no_new_privs");
+	return 0;
+}
+
+int jail_enter(const struct jail_config *j, struct err *e)
+{
+	int rc;
+
+	if (j->uid == 0)
+		return err_set(e, -EINVAL, "jail: refuses user 0");
+	if (syscall(SYS_close_range, j->first_closed, ~0u, 0) < 0)
+		return err_sys(e, "jail: cannot close descriptors");
+	if (setsid() < 0 && errno != EPERM)
+		return err_sys(e, "jail: cannot leave the session");
+	if (unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWUTS) <
+	    0)
+		return err_sys(e, "jail: cannot make namespaces");
+	if ((rc = empty_root(e)) || (rc = limits(j, e)) ||
+	    (rc = drop_rights(j, e)))
+		return rc;
+	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
+		return err_sys(e, "jail: cannot become undumpable");
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
+		return err_sys(e, "jail: cannot tie itself to thawd");
+	return 0;
+}

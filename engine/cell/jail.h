@@ -1,0 +1,19 @@
+// The cell's jail, entered before anything hostile is looked at.
+#ifndef THAW_CELL_JAIL_H
+#define THAW_CELL_JAIL_H
+
+#include "base.h"
+
+struct jail_config {
+	uid_t uid;        // user and group of this cell alone
+	int first_closed; // descriptors from here on are closed
+	unsigned threads; // at most so many, beside KVM's own
+	uint64_t max_file; // bytes: RLIMIT_FSIZE
+};
+
+// From root to nobody in particular, nowhere: own user and group, no
+// capabilities nor a way to get any, empty namespaces, an empty read-only root.
+// Irreversible; on an error the process is half jailed and must exit.
+int jail_enter(const struct jail_config *j, struct err *e);
+
+#endif

@@ -1,0 +1,592 @@
+// The thaw-cell process: started, greeted, listened to, buried.
+//
+// Birth. clone() with CLONE_VFORK (no copy of thawd's page tables), a process id
+// namespace of its own, seven descriptors at fixed numbers. The cell jails itself
+// and says HELLO with a userfaultfd. thawd checks what it is, does UFFDIO_API,
+// opens the cell's pagemap (the cell has no /proc, and cannot be looked up later)
+// and gives the keeper its duplicates. Only then is the proc a shell.
+//
+// Death. The pidfd tells. A proc with jobs is not reaped before the last one
+// ended, so its pid stays its own; its userfaultfd is closed after that, when all
+// of its threads are long dead. Slow parts (unmapping, closing the VM) happen in
+// the dying process.
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "cells_priv.h"
+
+enum {
+	HELLO_TIMEOUT_MS = 60000,
+	MSGS_PER_TURN = 16,
+	CREDIT_MAX = 4000, // messages at once
+	CREDIT_PER_MS = 20,
+	CONSOLE_CHUNK = 16384,
+	CONSOLE_LAST = 65536, // read at most so much after its death
+	CHILD_FD_BASE = 200,
+};
+
+// --- spawning ----------------------------------------------------------------
+
+struct child {
+	int fds[CP_FD_END]; // by number in the cell
+	int exe;
+	char args[3][16];
+	sigset_t mask;
+};
+
+// Runs in thawd's memory until exec: system calls only.
+static int __attribute__((no_sanitize("address"))) child_main(void *arg)
+{
+	struct child *ch = arg;
+	char name[] = "thaw-cell";
+	char *argv[] = {name, ch->args[0], ch->args[1], ch->args[2], NULL};
+	char *envp[] = {NULL};
+	int high[CP_FD_END];
+
+	for (int sig = 1; sig < 65; sig++)
+		signal(sig, SIG_DFL);
+	sigprocmask(SIG_SETMASK, &ch->mask, NULL);
+	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+	// First out of the way of the fixed numbers, then to them.
+	for (int i = 0; i < CP_FD_END; i++) {
+		high[i] = fcntl(ch->fds[i], F_DUPFD_CLOEXEC, CHILD_FD_BASE);
+		if (high[i] < 0)
+			_exit(126);
+	}
+	for (int i = 0; i < CP_FD_END; i++) {
+		if (dup2(high[i], i) < 0)
+			_exit(126);
+	}
+	syscall(SYS_execveat, ch->exe, "", argv, envp, AT_EMPTY_PATH);
+	_exit(127);
+}
+
+static int spawn_child(struct cell_proc *p, struct child *ch, struct err *e)
+{
+	static _Alignas(16) char stack[64 * 1024];
+	sigset_t all;
+	int pid, saved;
+
+	// No handler of thawd's may run in the child.
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, &ch->mask);
+	pid = clone(child_main, stack + sizeof(stack),
+		    CLONE_VM | CLONE_VFORK | CLONE_PIDFD | CLONE_NEWPID |
+			SIGCHLD,
+		    ch, &p->pidfd);
+	saved = errno;
+	sigprocmask(SIG_SETMASK, &ch->mask, NULL);
+	errno = saved;
+	if (pid < 0)
+		return err_sys(e, "cannot start a cell");
+	p->pid = pid;
+	return 0;
+}
+
+static int socket_pair(int *ours, int *theirs, struct err *e)
+{
+	int sv[2], size = 1 << 20;
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv) < 0)
+		return err_sys(e, "cannot make a cell's socket");
+	*ours = sv[0];
+	*theirs = sv[1];
+	// Room for what is bounded by count: never wait for a slow cell.
+	(void)setsockopt(sv[0], SOL_SOCKET, SO_SNDBUFFORCE, &size,
+			 sizeof(size));
+	if (fcntl(sv[0], F_SETFL, O_NONBLOCK) < 0)
+		return err_sys(e, "cannot set up a cell's socket");
+	return 0;
+}
+
+static int take_slot(struct eng_cells *c, struct cell_proc *p, struct err *e)
+{
+	for (unsigned i = 0; i < c->cfg.max_cells; i++) {
+		if (!c->slots[i]) {
+			c->slots[i] = 1;
+			p->slot = i;
+			return 0;
+		}
+	}
+	return err_set(e, -EAGAIN, "all %u cells are in use",
+		       c->cfg.max_cells);
+}
+
+static void close_descriptors(struct cell_proc *p)
+{
+	eng_watch_destroy(p->w_ctl);
+	eng_watch_destroy(p->w_disk);
+	eng_watch_destroy(p->w_console);
+	eng_watch_destroy(p->w_uffd);
+	eng_watch_destroy(p->w_pidfd);
+	eng_timer_destroy(p->timer);
+	fd_close(&p->ctl);
+	fd_close(&p->boot);
+	fd_close(&p->disk);
+	fd_close(&p->console);
+	fd_close(&p->uffd);
+	fd_close(&p->pagemap);
+	fd_close(&p->statm);
+	fd_close(&p->pidfd);
+}
+
+static void proc_free(struct cell_proc *p)
+{
+	close_descriptors(p);
+	if (p->slot < p->c->cfg.max_cells)
+		p->c->slots[p->slot] = 0;
+	free(p);
+}
+
+static void pidfd_ready(void *ctx, unsigned what);
+static void ctl_ready(void *ctx, unsigned what);
+static void disk_ready(void *ctx, unsigned what);
+static void console_ready(void *ctx, unsigned what);
+static void uffd_ready(void *ctx, unsigned what);
+static void hello_late(void *ctx);
+
+static int watch_proc(struct cell_proc *p, struct err *e)
+{
+	struct eng_loop *l = p->c->loop;
+
+	p->w_pidfd = eng_watch_create(l, p->pidfd, ENG_READ, pidfd_ready, p,
+				      "cell ended");
+	p->w_ctl = eng_watch_create(l, p->ctl, ENG_READ, ctl_ready, p,
+				    "cell message");
+	p->w_disk = eng_watch_create(l, p->disk, ENG_READ, disk_ready, p,
+				     "cell disk");
+	p->w_console = eng_watch_create(l, p->console, ENG_READ, console_ready,
+					p, "cell console");
+	p->timer = eng_timer_create(l, hello_late, p, "cell birth");
+	if (!p->w_pidfd || !p->w_ctl || !p->w_disk || !p->w_console ||
+	    !p->timer)
+		return err_set(e, -ENOMEM, "no memory to watch a cell");
+	eng_timer_set(p->timer, HELLO_TIMEOUT_MS);
+	return 0;
+}
+
+// The sockets, the console pipe and the child's descriptor table.
+static int make_channels(struct cell_proc *p, struct child *ch, int theirs[4],
+			 struct err *e)
+{
+	struct eng_cells *c = p->c;
+	int pipefd[2], rc;
+
+	if ((rc = socket_pair(&p->ctl, &theirs[0], e)) ||
+	    (rc = socket_pair(&p->boot, &theirs[1], e)) ||
+	    (rc = socket_pair(&p->disk, &theirs[2], e)))
+		return rc;
+	if (pipe2(pipefd, O_CLOEXEC | O_NONBLOCK) < 0)
+		return err_sys(e, "cannot make a cell's console");
+	p->console = pipefd[0];
+	theirs[3] = pipefd[1];
+	ch->fds[0] = ch->fds[1] = ch->fds[2] = c->null_fd;
+	if (getenv("THAW_CELL_STDERR")) // for sanitizers' reports
+		ch->fds[2] = STDERR_FILENO;
+	ch->fds[CP_FD_CTL] = theirs[0];
+	ch->fds[CP_FD_BOOT] = theirs[1];
+	ch->fds[CP_FD_DISK] = theirs[2];
+	ch->fds[CP_FD_CONSOLE] = theirs[3];
+	ch->fds[CP_FD_KVM] = c->cfg.kvm_fd;
+	ch->fds[CP_FD_UFFD] = c->cfg.uffd_fd;
+	return 0;
+}
+
+int proc_spawn(struct eng_cells *c, struct cell_class *class,
+	       struct cell_proc **out, struct err *e)
+{
+	int theirs[4] = {-1, -1, -1, -1};
+	struct child ch = {.exe = c->cell_fd};
+	struct cell_proc *p = calloc(1, sizeof(*p));
+	int rc;
+
+	if (!p)
+		return err_set(e, -ENOMEM, "no memory for a cell");
+	*p = (struct cell_proc){.c = c, .class = class, .pidfd = -1, .ctl = -1,
+				.boot = -1, .disk = -1, .console = -1,
+				.uffd = -1, .pagemap = -1, .statm = -1,
+				.slot = UINT32_MAX, .credit = CREDIT_MAX};
+	rc = take_slot(c, p, e);
+	if (!rc)
+		rc = make_channels(p, &ch, theirs, e);
+	if (!rc) {
+		snprintf(ch.args[0], sizeof(ch.args[0]), "%u", class->mem_mib);
+		snprintf(ch.args[1], sizeof(ch.args[1]), "%u", class->vcpus);
+		snprintf(ch.args[2], sizeof(ch.args[2]), "%u",
+			 c->cfg.uid_base + p->slot);
+		rc = spawn_child(p, &ch, e);
+	}
+	for (int i = 0; i < 4; i++)
+		fd_close(&theirs[i]);
+	if (rc) {
+		proc_free(p);
+		return rc;
+	}
+	p->id = ++c->next_id;
+	p->next = c->procs;
+	p->prev = &c->procs;
+	if (p->next)
+		p->next->prev = &p->next;
+	c->procs = p;
+	c->nprocs++;
+	class->nspawning++;
+	rc = eng_keeper_hold(c->cfg.keeper_fd, ENG_KEEP_CELL_PIDFD, p->id,
+			     p->pidfd);
+	if (rc)
+		err_set(e, rc, "the descriptor keeper does not answer");
+	if (!rc)
+		rc = watch_proc(p, e);
+	if (rc) { // it exists: it has to be killed and reaped like any other
+		if (!p->w_pidfd)
+			abort(); // no memory for a watch
+		proc_kill(p);
+		return rc;
+	}
+	*out = p;
+	return 0;
+}
+
+// --- HELLO ---------------------------------------------------------------------
+
+static bool is_userfaultfd(int fd)
+{
+	char path[40], target[64];
+	ssize_t n;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	n = readlink(path, target, sizeof(target) - 1);
+	if (n < 0)
+		return false;
+	target[n] = '\0';
+	return strcmp(target, "anon_inode:[userfaultfd]") == 0;
+}
+
+static int open_proc(const struct cell_proc *p, const char *name)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/%s", p->pid, name);
+	return open(path, O_RDONLY | O_CLOEXEC);
+}
+
+static int adopt_uffd(struct cell_proc *p, int fd, struct err *e)
+{
+	struct uffdio_api api = {
+	    .api = UFFD_API,
+	    .features = UFFD_FEATURE_MISSING_SHMEM,
+	};
+	int rc;
+
+	if (!is_userfaultfd(fd))
+		return err_set(e, -EBADF, "what it sent is no userfaultfd");
+	if (ioctl(fd, UFFDIO_API, &api) < 0)
+		return err_sys(e, "cannot set its userfaultfd up");
+	if (!(api.features & UFFD_FEATURE_MINOR_SHMEM))
+		return err_set(e, -ENOTSUP,
+			       "this kernel's userfaultfd cannot continue a "
+			       "fault on shared memory (Linux 5.14 can)");
+	rc = eng_keeper_hold(p->c->cfg.keeper_fd, ENG_KEEP_CELL_UFFD, p->id,
+			     fd);
+	if (rc)
+		return err_set(e, rc, "the descriptor keeper does not answer");
+	p->w_uffd = eng_watch_create(p->c->loop, fd, ENG_READ, uffd_ready, p,
+				     "page faults");
+	if (!p->w_uffd)
+		return err_set(e, -ENOMEM, "no memory to watch a cell");
+	p->uffd = fd;
+	return 0;
+}
+
+static int greet(struct cell_proc *p, struct wire_reader *r, int *fds,
+		 unsigned nfds, struct err *e)
+{
+	int rc;
+
+	p->mem_base = wire_get_u64(r);
+	p->mem_bytes = wire_get_u64(r);
+	if (wire_get_u32(r) != p->class->vcpus || !cp_ok(r) || nfds != 1 ||
+	    p->mem_bytes != (uint64_t)p->class->mem_mib << 20 ||
+	    p->mem_base % PGC_PAGE || p->mem_base + p->mem_bytes < p->mem_base)
+		return err_set(e, -EBADMSG, "its HELLO makes no sense");
+	rc = adopt_uffd(p, fds[0], e);
+	if (rc)
+		return rc;
+	fds[0] = -1;
+	p->pagemap = open_proc(p, "pagemap");
+	p->statm = open_proc(p, "statm");
+	if (p->pagemap < 0 || p->statm < 0)
+		return err_sys(e, "cannot open its page map");
+	p->rss_birth = proc_private_bytes(p);
+	return 0;
+}
+
+// "size resident shared ..." in pages; shared is what belongs to files.
+uint64_t proc_private_bytes(const struct cell_proc *p)
+{
+	char buf[128];
+	unsigned long long resident, shared, bytes;
+	ssize_t n = pread(p->statm, buf, sizeof(buf) - 1, 0);
+
+	if (n <= 0)
+		return 0;
+	buf[n] = '\0';
+	if (sscanf(buf, "%*s %llu %llu", &resident, &shared) != 2 ||
+	    shared > resident)
+		return 0;
+	bytes = (resident - shared) * PGC_PAGE;
+	return bytes > p->rss_birth ? bytes - p->rss_birth : 0;
+}
+
+static void hello(struct cell_proc *p, struct wire_reader *r, int *fds,
+		  unsigned nfds)
+{
+	struct err e = ERR_INIT;
+
+	if (greet(p, r, fds, nfds, &e)) {
+		if (!p->failed[0])
+			snprintf(p->failed, sizeof(p->failed), "%s", e.msg);
+		proc_kill(p);
+		return;
+	}
+	eng_timer_destroy(p->timer);
+	p->timer = NULL;
+	p->state = PROC_READY;
+	p->class->nspawning--;
+	class_proc_ready(p);
+}
+
+static void hello_late(void *ctx)
+{
+	struct cell_proc *p = ctx;
+
+	snprintf(p->failed, sizeof(p->failed), "it was not ready in %d s",
+		 HELLO_TIMEOUT_MS / 1000);
+	proc_kill(p);
+}
+
+// --- listening -------------------------------------------------------------------
+
+void proc_kill(struct cell_proc *p)
+{
+	if (!p->exited)
+		syscall(SYS_pidfd_send_signal, p->pidfd, SIGKILL, NULL, 0);
+	p->dying = true;
+}
+
+void proc_violation(struct cell_proc *p, const char *what)
+{
+	if (p->dying)
+		return;
+	log_warn("cell %d: %s; killed", p->pid, what);
+	if (p->cell)
+		cell_end(p->cell, ENG_END_FATAL, "the cell misbehaved: %s",
+			 what);
+	else
+		snprintf(p->failed, sizeof(p->failed), "it misbehaved: %s",
+			 what);
+	proc_kill(p);
+}
+
+bool proc_credit(struct cell_proc *p)
+{
+	uint64_t ms = util_now_ns() / 1000000;
+	uint64_t gain = (ms - p->credit_at) * CREDIT_PER_MS;
+
+	p->credit = (unsigned)MIN((uint64_t)CREDIT_MAX, p->credit + gain);
+	p->credit_at = ms;
+	if (p->credit == 0) {
+		proc_violation(p, "it floods thawd with messages");
+		return false;
+	}
+	p->credit--;
+	return true;
+}
+
+static void one_message(struct cell_proc *p, struct wire_reader *r, int *fds,
+			unsigned nfds)
+{
+	int type = cp_head(r);
+
+	if (type == CP_FAILED) {
+		cp_get_text(r, p->failed);
+	} else if (type == CP_HELLO && p->state == PROC_SPAWNING && !p->dying) {
+		hello(p, r, fds, nfds);
+	} else if (p->dying) {
+		// Only last words count.
+	} else if (!p->cell || !cell_message(p->cell, type, r, fds, nfds)) {
+		proc_violation(p, "a message that makes no sense");
+	}
+}
+
+// Up to `max` messages; false when there are no more for now.
+static bool read_ctl(struct cell_proc *p, unsigned max)
+{
+	uint8_t buf[CP_HEAD + 64 + CP_TEXT_MAX];
+
+	for (unsigned i = 0; i < max; i++) {
+		int fds[CP_MAX_FDS];
+		unsigned nfds;
+		struct wire_reader r;
+		ssize_t n = cp_recv(p->ctl, MSG_DONTWAIT, buf, sizeof(buf),
+				    fds, &nfds);
+
+		if (n == -EAGAIN)
+			return false;
+		if (n == -EMSGSIZE) {
+			proc_violation(p, "a message too long");
+			return false;
+		}
+		if (n <= 0) { // its end is closed: it is dead, or will be
+			eng_watch_set(p->w_ctl, 0);
+			proc_kill(p);
+			return false;
+		}
+		r = wire_reader_of(buf, (size_t)n);
+		if (proc_credit(p))
+			one_message(p, &r, fds, nfds);
+		cp_close_fds(fds, nfds);
+	}
+	return true;
+}
+
+static void ctl_ready(void *ctx, unsigned what)
+{
+	(void)what;
+	(void)read_ctl(ctx, MSGS_PER_TURN);
+}
+
+static void disk_ready(void *ctx, unsigned what)
+{
+	(void)what;
+	disk_read_requests(ctx);
+}
+
+static void uffd_ready(void *ctx, unsigned what)
+{
+	(void)what;
+	faults_read(ctx);
+}
+
+// Bytes read; 0 at the end or when there are none for now.
+static size_t read_console(struct cell_proc *p)
+{
+	char buf[CONSOLE_CHUNK];
+	ssize_t n = read(p->console, buf, sizeof(buf));
+
+	if (n == 0 && p->w_console)
+		eng_watch_set(p->w_console, 0);
+	if (n <= 0)
+		return 0;
+	if (p->cell && p->cell->ev && p->cell->ev->console)
+		p->cell->ev->console(p->cell->ctx, buf, (size_t)n);
+	return (size_t)n;
+}
+
+static void console_ready(void *ctx, unsigned what)
+{
+	(void)what;
+	(void)read_console(ctx);
+}
+
+// --- death ---------------------------------------------------------------------
+
+static void describe_death(struct cell_proc *p, const siginfo_t *si,
+			   char dst[ERR_MSG_MAX])
+{
+	const char *sig;
+
+	if (p->failed[0]) {
+		snprintf(dst, ERR_MSG_MAX, "%s", p->failed);
+	} else if (si->si_code == CLD_EXITED && si->si_status == 127) {
+		snprintf(dst, ERR_MSG_MAX, "thaw-cell cannot be executed");
+	} else if (si->si_code == CLD_EXITED) {
+		snprintf(dst, ERR_MSG_MAX, "its process exited with status %d",
+			 si->si_status);
+	} else {
+		sig = sigabbrev_np(si->si_status);
+		snprintf(dst, ERR_MSG_MAX, "its process was killed by SIG%s",
+			 sig ? sig : "?");
+	}
+}
+
+static void settle_cell(struct cell_proc *p, const char *text)
+{
+	struct eng_cell *cell = p->cell;
+
+	// What the cell said of itself before it died is the better reason.
+	if (cell->state < CELL_RUNNING && p->failed[0])
+		cell_end(cell, ENG_END_START, "%s", text);
+	else if (p->failed[0])
+		cell_end(cell, ENG_END_FATAL, "%s", text);
+	else
+		cell_end(cell, ENG_END_CRASHED, "%s", text);
+	if (cell->base) {
+		faults_forget_proc(cell->base, p);
+	}
+	capture_cell_ended(cell);
+	p->cell = NULL;
+	cell->proc = NULL;
+	cell_release(cell);
+}
+
+static void proc_reap(struct cell_proc *p)
+{
+	char text[ERR_MSG_MAX];
+	struct eng_cells *c = p->c;
+	siginfo_t si = {0};
+	size_t got = 0, n;
+
+	while (got < CONSOLE_LAST && (n = read_console(p)))
+		got += n;
+	if (waitid((idtype_t)P_PIDFD, (id_t)p->pidfd, &si, WEXITED) < 0)
+		si.si_code = CLD_KILLED;
+	describe_death(p, &si, text);
+	if (!c->keeper_lost && eng_keeper_drop(c->cfg.keeper_fd, true, p->id))
+		log_warn("the descriptor keeper keeps those of a dead cell");
+	*p->prev = p->next;
+	if (p->next)
+		p->next->prev = p->prev;
+	c->nprocs--;
+	if (p->cell)
+		settle_cell(p, text);
+	class_proc_gone(p, text);
+	proc_free(p);
+}
+
+static void pidfd_ready(void *ctx, unsigned what)
+{
+	struct cell_proc *p = ctx;
+	unsigned rounds = 0;
+
+	(void)what;
+	eng_watch_set(p->w_pidfd, 0);
+	p->dying = p->exited = true;
+	while (read_ctl(p, MSGS_PER_TURN) && ++rounds < 8)
+		;
+	eng_watch_set(p->w_ctl, 0);
+	eng_watch_set(p->w_disk, 0);
+	if (p->jobs == 0) {
+		proc_reap(p);
+	} else if (p->uffd >= 0) {
+		// A worker that waits in a fault of this memory asks anew.
+		struct uffdio_range all = {p->mem_base, p->mem_bytes};
+
+		(void)ioctl(p->uffd, UFFDIO_WAKE, &all);
+	}
+}
+
+void proc_job_done(struct cell_proc *p)
+{
+	if (--p->jobs == 0 && p->exited)
+		proc_reap(p);
+}

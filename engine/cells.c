@@ -1,0 +1,893 @@
+// Cells as the engine sees them: handles, classes of shells, and how a request
+// finds its snapshot and its process.
+//
+// A thaw goes OPENING (its snapshots) -> WAITING (a shell of its class) ->
+// STARTING [-> LAYING] -> RUNNING. With a snapshot that is open and a shell that
+// is ready, the START leaves within eng_cell_thaw() itself. Refilling is done by a
+// timer, one spawn a turn, when no request waits.
+#include <errno.h>
+#include <event2/event.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include "cells_priv.h"
+#include "vmm.h"
+
+enum { REFILL_MS = 4, RETRY_MS = 1000 };
+
+// --- holds and the end --------------------------------------------------------------
+
+static void cell_free(struct eng_cell *cell)
+{
+	*cell->prev = cell->next;
+	if (cell->next)
+		cell->next->prev = cell->prev;
+	cell->c->ncells--;
+	eng_snap_put(cell->base);
+	eng_snap_put(cell->own);
+	fd_close(&cell->overlay);
+	fd_close(&cell->kernel_fd);
+	fd_close(&cell->initrd_fd);
+	free(cell->mailbox);
+	free(cell->cmdline);
+	free(cell->recorded);
+	free(cell->recorded_map);
+	free(cell);
+}
+
+static void say_gone(void *ctx)
+{
+	struct eng_cell *cell = ctx;
+	const struct eng_cell_events *ev = cell->ev;
+
+	cell->c->jobs_running--;
+	if (ev && ev->gone)
+		ev->gone(cell->ctx, cell->why, cell->detail);
+	cell_free(cell);
+}
+
+static void maybe_gone(struct eng_cell *cell)
+{
+	if (!cell->ended || cell->holds)
+		return;
+	cell->c->jobs_running++; // the deferred call
+	eng_loop_defer(cell->c->loop, say_gone, cell, "cell gone");
+}
+
+void cell_hold(struct eng_cell *cell)
+{
+	cell->holds++;
+}
+
+void cell_release(struct eng_cell *cell)
+{
+	cell->holds--;
+	maybe_gone(cell);
+}
+
+static void stop_waiting(struct eng_cell *cell);
+
+void cell_end(struct eng_cell *cell, enum eng_end why, const char *fmt, ...)
+{
+	va_list ap;
+
+	if (cell->ended)
+		return;
+	cell->ended = true;
+	cell->why = why;
+	va_start(ap, fmt);
+	vsnprintf(cell->detail, sizeof(cell->detail), fmt, ap);
+	va_end(ap);
+	stop_waiting(cell);
+	if (cell->proc)
+		proc_kill(cell->proc);
+	else
+		maybe_gone(cell);
+}
+
+static void cell_job_work(void *ctx)
+{
+	struct cell_job *j = ctx;
+
+	j->work(j);
+}
+
+static void cell_job_done(void *ctx)
+{
+	struct cell_job *j = ctx;
+	struct eng_cell *cell = j->cell;
+	struct cell_proc *p = j->proc;
+
+	cell->c->jobs_running--;
+	j->done(j); // frees j
+	if (p)
+		proc_job_done(p);
+	cell_release(cell);
+}
+
+void cell_job_run(struct eng_cell *cell, struct cell_job *j)
+{
+	j->cell = cell;
+	j->proc = cell->proc;
+	cell_hold(cell);
+	if (j->proc)
+		j->proc->jobs++;
+	cell->c->jobs_running++;
+	eng_job_run(cell->c->jobs, cell_job_work, cell_job_done, j);
+}
+
+// --- classes and shells ----------------------------------------------------------------
+
+static struct cell_class *class_of(struct eng_cells *c, uint32_t mem_mib,
+				   unsigned vcpus)
+{
+	struct cell_class *k = c->classes;
+
+	while (k && (k->mem_mib != mem_mib || k->vcpus != vcpus))
+		k = k->next;
+	if (k)
+		return k;
+	k = calloc(1, sizeof(*k));
+	if (!k)
+		return NULL;
+	k->mem_mib = mem_mib;
+	k->vcpus = vcpus;
+	k->waiting_tail = &k->waiting;
+	k->next = c->classes;
+	c->classes = k;
+	return k;
+}
+
+static unsigned count_waiting(const struct cell_class *k)
+{
+	unsigned n = 0;
+
+	for (struct eng_cell *w = k->waiting; w; w = w->next_waiting)
+		n++;
+	return n;
+}
+
+static void stop_waiting(struct eng_cell *cell)
+{
+	struct cell_class *k;
+	struct eng_cell **at;
+
+	if (!cell->waiting)
+		return;
+	cell->waiting = false;
+	for (k = cell->c->classes; k; k = k->next) {
+		for (at = &k->waiting; *at; at = &(*at)->next_waiting) {
+			if (*at != cell)
+				continue;
+			*at = cell->next_waiting;
+			if (!*at)
+				k->waiting_tail = at;
+			return;
+		}
+	}
+}
+
+static struct cell_proc *take_ready(struct cell_class *k)
+{
+	struct cell_proc *p = k->ready;
+
+	if (p) {
+		k->ready = p->next_ready;
+		k->nready--;
+	}
+	return p;
+}
+
+// Ends one shell nobody waits for, of another class than `keep`: the one wanted
+// longest ago. False when there is none.
+static bool evict_shell(struct eng_cells *c, const struct cell_class *keep)
+{
+	struct cell_class *oldest = NULL;
+	struct cell_proc *p;
+
+	for (struct cell_class *k = c->classes; k; k = k->next) {
+		if (k != keep && k->nready &&
+		    (!oldest || k->wanted_at < oldest->wanted_at))
+			oldest = k;
+	}
+	if (!oldest)
+		return false;
+	p = take_ready(oldest);
+	proc_kill(p);
+	return true;
+}
+
+static bool any_dying(const struct eng_cells *c)
+{
+	for (const struct cell_proc *p = c->procs; p; p = p->next) {
+		if (p->dying)
+			return true;
+	}
+	return false;
+}
+
+static unsigned class_lacks(const struct eng_cells *c,
+			    const struct cell_class *k)
+{
+	unsigned have = k->nready + k->nspawning;
+
+	return k->wanted && have < c->cfg.shells ? c->cfg.shells - have : 0;
+}
+
+static void refill_soon(struct eng_cells *c, uint64_t ms)
+{
+	if (!c->stopping && !c->keeper_lost)
+		eng_timer_set(c->refill, ms);
+}
+
+static void refill(void *ctx)
+{
+	struct eng_cells *c = ctx;
+	struct cell_class *k, *neediest = NULL;
+	struct cell_proc *p;
+	struct err e = ERR_INIT;
+
+	if (c->stopping || c->keeper_lost)
+		return;
+	for (k = c->classes; k; k = k->next) {
+		if (class_lacks(c, k) &&
+		    (!neediest || class_lacks(c, k) > class_lacks(c, neediest)))
+			neediest = k;
+	}
+	if (!neediest || c->nprocs >= c->cfg.max_cells)
+		return;
+	if (proc_spawn(c, neediest, &p, &e)) {
+		log_warn("preparing a shell: %s", e.msg);
+		refill_soon(c, RETRY_MS);
+		return;
+	}
+	refill_soon(c, REFILL_MS);
+}
+
+static void bind_proc(struct eng_cell *cell, struct cell_proc *p)
+{
+	struct err e = ERR_INIT;
+
+	cell->proc = p;
+	cell_hold(cell);
+	p->cell = cell;
+	p->state = PROC_BOUND;
+	cell->state = CELL_STARTING;
+	if (cell_send_start(cell, &e))
+		cell_end(cell, ENG_END_START, "%s", e.msg);
+	refill_soon(cell->c, REFILL_MS);
+}
+
+void class_proc_ready(struct cell_proc *p)
+{
+	struct cell_class *k = p->class;
+	struct eng_cell *w = k->waiting;
+
+	p->c->spawn_failures = 0;
+	if (w) {
+		stop_waiting(w);
+		bind_proc(w, p);
+		return;
+	}
+	p->next_ready = k->ready;
+	k->ready = p;
+	k->nready++;
+}
+
+static bool spawn_for_waiting(struct eng_cells *c, struct cell_class *k,
+			      struct err *e);
+
+void class_proc_gone(struct cell_proc *p, const char *why)
+{
+	struct eng_cells *c = p->c;
+	struct cell_class *k = p->class;
+	struct err e = ERR_INIT;
+
+	if (p->state == PROC_SPAWNING) {
+		struct eng_cell *w = k->waiting;
+
+		k->nspawning--;
+		c->spawn_failures++;
+		if (w && !c->stopping)
+			cell_end(w, ENG_END_START, "a cell could not start: %s",
+				 why);
+		else if (!c->stopping)
+			log_warn("a shell could not start: %s", why);
+	} else if (p->state == PROC_READY) {
+		for (struct cell_proc **at = &k->ready; *at;
+		     at = &(*at)->next_ready) {
+			if (*at == p) {
+				*at = p->next_ready;
+				k->nready--;
+				if (!p->dying || p->failed[0])
+					log_warn("a shell died: %s", why);
+				break;
+			}
+		}
+	}
+	// A place became free: for who waits, of whatever class.
+	for (k = c->classes; k && !c->stopping; k = k->next) {
+		if (count_waiting(k) > k->nspawning &&
+		    !spawn_for_waiting(c, k, &e) && !any_dying(c))
+			cell_end(k->waiting, ENG_END_START, "%s", e.msg);
+	}
+	refill_soon(c, c->spawn_failures ? RETRY_MS : REFILL_MS);
+}
+
+// A process for a cell that waits: false when there is no place at the moment.
+static bool spawn_for_waiting(struct eng_cells *c, struct cell_class *k,
+			      struct err *e)
+{
+	struct cell_proc *p;
+
+	if (proc_spawn(c, k, &p, e) == 0)
+		return true;
+	(void)evict_shell(c, k); // its place comes back when it is reaped
+	return false;
+}
+
+// The cell knows its class: a shell, or a place in the queue.
+static void find_proc(struct eng_cell *cell)
+{
+	struct eng_cells *c = cell->c;
+	struct cell_class *k = class_of(c, cell->mem_mib, cell->vcpus);
+	struct cell_proc *p;
+	struct err e = ERR_INIT;
+
+	if (!k) {
+		cell_end(cell, ENG_END_START, "out of memory");
+		return;
+	}
+	if ((p = take_ready(k))) {
+		bind_proc(cell, p);
+		return;
+	}
+	cell->state = CELL_WAITING;
+	cell->waiting = true;
+	cell->next_waiting = NULL;
+	*k->waiting_tail = cell;
+	k->waiting_tail = &cell->next_waiting;
+	if (count_waiting(k) > k->nspawning && !spawn_for_waiting(c, k, &e) &&
+	    !any_dying(c))
+		cell_end(cell, ENG_END_START, "%s", e.msg);
+}
+
+void eng_cells_want(struct eng_cells *c, uint32_t mem_mib, unsigned vcpus)
+{
+	struct cell_class *k = class_of(c, mem_mib, vcpus);
+
+	if (!k)
+		return;
+	k->wanted = true;
+	k->wanted_at = util_now_ns();
+	refill_soon(c, 0);
+}
+
+unsigned eng_cells_ready(const struct eng_cells *c)
+{
+	unsigned n = 0;
+
+	for (const struct cell_class *k = c->classes; k; k = k->next)
+		n += k->nready;
+	return n;
+}
+
+// --- requests ------------------------------------------------------------------------
+
+static struct eng_cell *cell_new(struct eng_cells *c,
+				 const struct eng_cell_events *ev, void *ctx,
+				 uint64_t t0, struct err *e)
+{
+	struct eng_cell *cell;
+
+	if (c->stopping || c->keeper_lost) {
+		err_set(e, -ESHUTDOWN, c->stopping
+					   ? "thawd is shutting down"
+					   : "the descriptor keeper is gone; "
+					     "restart thawd");
+		return NULL;
+	}
+	cell = calloc(1, sizeof(*cell));
+	if (!cell) {
+		err_set(e, -ENOMEM, "no memory for a cell");
+		return NULL;
+	}
+	cell->c = c;
+	cell->ev = ev;
+	cell->ctx = ctx;
+	cell->times.t0 = t0;
+	cell->overlay = cell->kernel_fd = cell->initrd_fd = -1;
+	cell->next = c->cells;
+	cell->prev = &c->cells;
+	if (cell->next)
+		cell->next->prev = &cell->next;
+	c->cells = cell;
+	c->ncells++;
+	return cell;
+}
+
+static bool snap_usable(struct eng_cell *cell, const struct eng_snap *sn,
+			bool need_state)
+{
+	if (sn->state == SNAP_FAILED) {
+		cell_end(cell, ENG_END_START, "%s", sn->err.msg);
+		return false;
+	}
+	if (need_state && sn->state_fd < 0) {
+		cell_end(cell, ENG_END_START,
+			 "the snapshot holds no CPU state: it is only a disk");
+		return false;
+	}
+	return true;
+}
+
+static bool check_own(struct eng_cell *cell)
+{
+	struct pgc_id parent;
+
+	if (pgc_snap_parent(cell->own->sn, &parent) &&
+	    memcmp(&parent, &cell->base_id, sizeof(parent)) == 0 &&
+	    cell->own->mem_mib == cell->base->mem_mib &&
+	    cell->own->disk_bytes == cell->base->disk_bytes)
+		return true;
+	cell_end(cell, ENG_END_START,
+		 "the suspended snapshot does not belong to its image");
+	return false;
+}
+
+// Its snapshots are open: what they say decides what it needs.
+static void snaps_open(struct eng_cell *cell)
+{
+	struct eng_snap *sn = cell->base;
+
+	if (cell->ended)
+		return;
+	if ((sn && sn->state == SNAP_LOADING) ||
+	    (cell->own && cell->own->state == SNAP_LOADING))
+		return; // the other one's callback follows
+	if (sn && !snap_usable(cell, sn, !cell->is_boot))
+		return;
+	if (cell->own && (!snap_usable(cell, cell->own, true) ||
+			  !check_own(cell)))
+		return;
+	cell->has_disk = sn && sn->disk_bytes;
+	if (cell->is_boot && sn && !sn->disk_bytes) {
+		cell_end(cell, ENG_END_START, "the snapshot holds no disk");
+		return;
+	}
+	if (!cell->is_boot) {
+		const struct eng_snap *st = cell->own ? cell->own : sn;
+
+		cell->mem_mib = st->mem_mib;
+		cell->vcpus = st->vcpus;
+	}
+	find_proc(cell);
+}
+
+static void snap_came(void *ctx)
+{
+	struct eng_cell *cell = ctx;
+
+	snaps_open(cell);
+	cell_release(cell);
+}
+
+// Each snapshot that is loading holds the cell until its callback.
+static struct eng_snap *get_snap(struct eng_cell *cell, const struct pgc_id *id,
+				 struct err *e)
+{
+	struct eng_snap *sn =
+	    eng_snap_get(cell->c, id, snap_came, cell, e);
+
+	if (sn && sn->state == SNAP_LOADING)
+		cell_hold(cell);
+	return sn;
+}
+
+// From a filled-in handle to its life. A failure that comes later than this call
+// arrives as gone().
+static int launch(struct eng_cell *cell, bool has_base, struct eng_cell **out,
+		  struct err *e)
+{
+	if (has_base)
+		cell->base = get_snap(cell, &cell->base_id, e);
+	if (cell->has_own && cell->base)
+		cell->own = get_snap(cell, &cell->own_id, e);
+	if ((has_base && !cell->base) || (cell->has_own && !cell->own)) {
+		cell->ev = NULL; // nobody has the handle
+		cell_end(cell, ENG_END_START, "out of memory");
+		return -ENOMEM;
+	}
+	*out = cell;
+	snaps_open(cell);
+	return 0;
+}
+
+int eng_cell_thaw(struct eng_cells *c, const struct eng_thaw_req *req,
+		  const struct eng_cell_events *ev, void *ctx,
+		  struct eng_cell **out, struct err *e)
+{
+	struct eng_cell *cell;
+
+	*out = NULL;
+	if (req->mailbox_len > CP_MAILBOX_MAX)
+		return err_set(e, -E2BIG,
+			       "%zu bytes for the mailbox: at most %d fit",
+			       req->mailbox_len, CP_MAILBOX_MAX);
+	cell = cell_new(c, ev, ctx, req->t0, e);
+	if (!cell)
+		return -ESHUTDOWN;
+	cell->base_id = req->base;
+	cell->own_id = req->own;
+	cell->has_own = req->has_own;
+	cell->record = req->record;
+	if (req->mailbox_len) {
+		cell->mailbox = malloc(req->mailbox_len);
+		if (!cell->mailbox) {
+			cell_free(cell);
+			return err_set(e, -ENOMEM, "out of memory");
+		}
+		memcpy(cell->mailbox, req->mailbox, req->mailbox_len);
+		cell->mailbox_len = req->mailbox_len;
+	}
+	return launch(cell, true, out, e);
+}
+
+static int open_boot_file(const char *path, int *fd, struct err *e)
+{
+	struct stat sb;
+
+	*fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	if (*fd < 0)
+		return err_sys(e, "cannot open %s", path);
+	if (fstat(*fd, &sb) < 0)
+		return err_sys(e, "cannot examine %s", path);
+	if (!S_ISREG(sb.st_mode) || sb.st_size == 0)
+		return err_set(e, -EINVAL, "%s is no file with contents", path);
+	return 0;
+}
+
+int eng_cell_boot(struct eng_cells *c, const struct eng_boot_req *req,
+		  const struct eng_cell_events *ev, void *ctx,
+		  struct eng_cell **out, struct err *e)
+{
+	struct eng_cell *cell;
+	int rc = 0;
+
+	*out = NULL;
+	if (strlen(req->cmdline) >= CP_CMDLINE_MAX)
+		return err_set(e, -E2BIG, "a command line of %zu bytes",
+			       strlen(req->cmdline));
+	if (req->mem_mib < VMM_MIN_MEM_MIB || req->mem_mib > VMM_MAX_MEM_MIB ||
+	    req->vcpus < 1 || req->vcpus > VMM_MAX_VCPUS)
+		return err_set(e, -EINVAL, "%u MiB of memory and %u vCPUs",
+			       req->mem_mib, req->vcpus);
+	cell = cell_new(c, ev, ctx, req->t0, e);
+	if (!cell)
+		return -ESHUTDOWN;
+	cell->is_boot = true;
+	cell->mem_mib = req->mem_mib;
+	cell->vcpus = req->vcpus;
+	cell->base_id = req->disk;
+	cell->cmdline = strdup(req->cmdline);
+	if (!cell->cmdline)
+		rc = err_set(e, -ENOMEM, "out of memory");
+	if (!rc)
+		rc = open_boot_file(req->kernel_path, &cell->kernel_fd, e);
+	if (!rc && req->initrd_path)
+		rc = open_boot_file(req->initrd_path, &cell->initrd_fd, e);
+	if (rc) {
+		cell_free(cell);
+		return rc;
+	}
+	return launch(cell, req->has_disk, out, e);
+}
+
+// --- messages --------------------------------------------------------------------------
+
+static void on_started(struct eng_cell *cell, uint64_t mapped, uint64_t loaded,
+		       uint64_t first_exit)
+{
+	cell->times.mapped = mapped;
+	cell->times.loaded = loaded;
+	cell->times.first_exit = first_exit;
+	cell->state = CELL_RUNNING;
+	fd_close(&cell->proc->boot);
+	if (!cell->ended && cell->ev && cell->ev->started)
+		cell->ev->started(cell->ctx, &cell->times);
+}
+
+static bool on_event(struct eng_cell *cell, uint32_t kind, const char *text)
+{
+	const struct eng_cell_events *ev = cell->ev;
+
+	switch (kind) {
+	case CP_EV_READY:
+		if (!cell->ended && ev && ev->ready)
+			ev->ready(cell->ctx);
+		return true;
+	case CP_EV_VSOCK_UP:
+		if (!cell->ended && ev && ev->vsock_up)
+			ev->vsock_up(cell->ctx);
+		return true;
+	case CP_EV_POWEROFF:
+		cell_end(cell, ENG_END_POWEROFF, "the guest powered off");
+		return true;
+	case CP_EV_RESET:
+		cell_end(cell, ENG_END_RESET, "%s",
+			 text[0] ? text : "the guest asked for a reset");
+		return true;
+	case CP_EV_FATAL:
+		cell_end(cell, ENG_END_FATAL, "%s", text);
+		return true;
+	default:
+		return false;
+	}
+}
+
+bool cell_message(struct eng_cell *cell, int type, struct wire_reader *r,
+		  int *fds, unsigned nfds)
+{
+	bool two_step = cell->has_own;
+	uint64_t a = 0, b = 0, x = 0;
+	uint32_t u = 0, len = 0;
+	char text[CP_TEXT_MAX] = "";
+
+	if (type == CP_EVENT || type == CP_PAUSED || type == CP_UNPAUSED)
+		u = wire_get_u32(r);
+	if (type == CP_STARTED) {
+		a = wire_get_u64(r);
+		b = wire_get_u64(r);
+	}
+	if (type == CP_STARTED || type == CP_FIRST_EXIT)
+		x = wire_get_u64(r);
+	if (type == CP_PAUSED && u == 0)
+		len = wire_get_u32(r);
+	else if (type == CP_EVENT || type == CP_PAUSED || type == CP_UNPAUSED)
+		cp_get_text(r, text);
+	if (!cp_ok(r) || nfds != (type == CP_PAUSED && u == 0))
+		return false;
+	if (type == CP_MAPPED && two_step && cell->state == CELL_STARTING) {
+		cell_mapped(cell);
+		return true;
+	}
+	if (type == CP_STARTED && cell->state == CELL_STARTING) {
+		on_started(cell, a, b, x);
+		return true;
+	}
+	if (cell->state != CELL_RUNNING)
+		return false;
+	if (type == CP_FIRST_EXIT) {
+		cell->times.first_exit = x;
+		return true;
+	}
+	if (type == CP_EVENT)
+		return on_event(cell, u, text);
+	if (type == CP_PAUSED && cell->capture) {
+		capture_paused(cell, (int32_t)u, text, len,
+			       nfds ? fd_steal(&fds[0]) : -1);
+		return true;
+	}
+	if (type == CP_UNPAUSED) {
+		capture_unpaused(cell, (int32_t)u, text);
+		return true;
+	}
+	return false;
+}
+
+// --- the rest of the API ----------------------------------------------------------------
+
+static bool is_running(const struct eng_cell *cell)
+{
+	return !cell->ended && cell->proc && cell->state == CELL_RUNNING;
+}
+
+int eng_cell_connect(struct eng_cell *cell, uint32_t port, int *fd,
+		     struct err *e)
+{
+	uint8_t buf[CP_HEAD + 4];
+	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
+	int sv[2], rc;
+
+	*fd = -1;
+	if (!is_running(cell))
+		return err_set(e, -ENOTCONN, "the microVM does not run");
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0,
+		       sv) < 0)
+		return err_sys(e, "cannot make a stream");
+	cp_begin(&w, CP_CONNECT);
+	wire_put_u32(&w, port);
+	rc = cp_send(cell->proc->ctl, &w, &sv[1], 1);
+	close(sv[1]);
+	if (rc) {
+		close(sv[0]);
+		return err_set(e, rc, "the cell takes no stream: %s",
+			       strerror(-rc));
+	}
+	*fd = sv[0];
+	return 0;
+}
+
+int eng_cell_mailbox(struct eng_cell *cell, const void *bytes, size_t n,
+		     struct err *e)
+{
+	uint8_t buf[CP_HEAD + CP_MAILBOX_CHUNK];
+	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
+	const uint8_t *p = bytes;
+
+	if (!is_running(cell))
+		return err_set(e, -ENOTCONN, "the microVM does not run");
+	if (n > CP_MAILBOX_MAX)
+		return err_set(e, -E2BIG,
+			       "%zu bytes for the mailbox: at most %d fit", n,
+			       CP_MAILBOX_MAX);
+	while (n) {
+		size_t part = MIN(n, (size_t)CP_MAILBOX_CHUNK);
+		int rc;
+
+		cp_begin(&w, CP_MAILBOX);
+		wire_put_bytes(&w, p, part);
+		rc = cp_send(cell->proc->ctl, &w, NULL, 0);
+		if (rc)
+			return err_set(e, rc, "the cell takes no mail: %s",
+				       strerror(-rc));
+		p += part;
+		n -= part;
+	}
+	return 0;
+}
+
+void eng_cell_kill(struct eng_cell *cell)
+{
+	cell_end(cell, ENG_END_KILLED, "it was ended on request");
+}
+
+pid_t eng_cell_pid(const struct eng_cell *cell)
+{
+	return cell->proc ? cell->proc->pid : 0;
+}
+
+void eng_cell_get_times(const struct eng_cell *cell, struct eng_cell_times *t)
+{
+	*t = cell->times;
+}
+
+void eng_cell_usage(const struct eng_cell *cell, struct eng_cell_usage *out)
+{
+	struct stat sb;
+
+	*out = (struct eng_cell_usage){.faults = cell->faults,
+				       .fault_pages = cell->fault_pages};
+	if (cell->proc && cell->proc->statm >= 0)
+		out->private_bytes = proc_private_bytes(cell->proc);
+	if (cell->overlay >= 0 && fstat(cell->overlay, &sb) == 0)
+		out->overlay_bytes = (uint64_t)sb.st_blocks * 512;
+}
+
+size_t eng_cell_recorded(const struct eng_cell *cell, const uint32_t **pgnos)
+{
+	*pgnos = cell->recorded;
+	return cell->nrecorded;
+}
+
+// --- all of them -------------------------------------------------------------------------
+
+static void store_ready(void *ctx, unsigned what)
+{
+	(void)what;
+	faults_drain(ctx);
+}
+
+// Without the keeper, thawd's own death could close a userfaultfd under a running
+// guest: so nothing runs without it.
+static void keeper_ready(void *ctx, unsigned what)
+{
+	struct eng_cells *c = ctx;
+	struct eng_cell *next;
+
+	(void)what;
+	eng_watch_set(c->keeper_watch, 0);
+	log_err("the descriptor keeper is gone: every microVM is ended; "
+		"restart thawd");
+	c->keeper_lost = true;
+	for (struct eng_cell *cell = c->cells; cell; cell = next) {
+		next = cell->next;
+		cell_end(cell, ENG_END_FATAL,
+			 "thawd's descriptor keeper died");
+	}
+	for (struct cell_proc *p = c->procs; p; p = p->next)
+		proc_kill(p);
+}
+
+static int cells_setup(struct eng_cells *c, struct err *e)
+{
+	c->cell_fd = open(c->cfg.cell_path, O_RDONLY | O_CLOEXEC);
+	if (c->cell_fd < 0)
+		return err_sys(e, "cannot open %s", c->cfg.cell_path);
+	c->null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+	if (c->null_fd < 0)
+		return err_sys(e, "cannot open /dev/null");
+	c->slots = calloc(c->cfg.max_cells, 1);
+	c->store_watch =
+	    eng_watch_create(c->loop, pgc_event_fd(c->store), ENG_READ,
+			     store_ready, c, "page store");
+	c->keeper_watch = eng_watch_create(c->loop, c->cfg.keeper_fd, ENG_READ,
+					   keeper_ready, c, "keeper");
+	c->refill = eng_timer_create(c->loop, refill, c, "shells");
+	if (!c->slots || !c->store_watch || !c->keeper_watch || !c->refill)
+		return err_set(e, -ENOMEM, "no memory for the cells");
+	return 0;
+}
+
+static void cells_free(struct eng_cells *c)
+{
+	struct cell_class *k;
+
+	eng_snap_forget_all(c);
+	while ((k = c->classes)) {
+		c->classes = k->next;
+		free(k);
+	}
+	eng_watch_destroy(c->store_watch);
+	eng_watch_destroy(c->keeper_watch);
+	eng_timer_destroy(c->refill);
+	fd_close(&c->cell_fd);
+	fd_close(&c->null_fd);
+	free(c->slots);
+	free(c);
+}
+
+int eng_cells_create(struct eng_cells **out, struct eng_loop *l,
+		     struct eng_jobs *j, struct pgc_store *s,
+		     const struct eng_cells_config *cfg, struct err *e)
+{
+	struct eng_cells *c;
+	int rc;
+
+	*out = NULL;
+	if (cfg->struct_size != sizeof(*cfg) || cfg->max_cells == 0 ||
+	    cfg->max_cells > 65536 || cfg->uid_base == 0 ||
+	    cfg->uid_base > UINT32_MAX - cfg->max_cells - 1)
+		return err_set(e, -EINVAL, "the cells' configuration makes no "
+					   "sense");
+	c = calloc(1, sizeof(*c));
+	if (!c)
+		return err_set(e, -ENOMEM, "no memory for the cells");
+	c->loop = l;
+	c->jobs = j;
+	c->store = s;
+	c->cfg = *cfg;
+	c->cell_fd = c->null_fd = -1;
+	rc = cells_setup(c, e);
+	if (rc) {
+		cells_free(c);
+		return rc;
+	}
+	*out = c;
+	return 0;
+}
+
+// Turns the loop until the last process is reaped and the last job is done: they
+// end the way they always do, but nobody is told.
+void eng_cells_destroy(struct eng_cells *c)
+{
+	struct eng_cell *next;
+
+	if (!c)
+		return;
+	c->stopping = true;
+	for (struct eng_cell *cell = c->cells; cell; cell = next) {
+		next = cell->next;
+		cell->ev = NULL;
+		cell_end(cell, ENG_END_KILLED, "thawd is shutting down");
+	}
+	for (struct cell_proc *p = c->procs; p; p = p->next)
+		proc_kill(p);
+	while (c->procs || c->cells || c->jobs_running)
+		event_base_loop(eng_loop_base(c->loop), EVLOOP_ONCE);
+	cells_free(c);
+}

@@ -1,0 +1,187 @@
+// What the files behind cells.h share: cells.c (the API, classes, shells),
+// cell_proc.c (the process), cell_start.c (START), cell_disk.c (extents),
+// faults.c, snaps.c, capture.c.
+//
+// Two objects make a cell. A *proc* is a thaw-cell process: spawned, ready (a
+// shell), bound to a cell, dead, reaped. A *cell* is the handle that the rest of
+// the engine holds: it may wait for its snapshot or for a proc, and it outlives
+// its proc until nothing refers to it. A proc is bound once and never unbound.
+//
+// Lifetimes are counted. `proc->jobs`: worker jobs that use the process, its
+// userfaultfd or pid; it is reaped, and its descriptors closed, only at 0, so a
+// pid is never another's and a userfaultfd never closes under a fault. `cell->holds`:
+// its proc, its loads, its captures; gone() is called at 0.
+#ifndef THAW_ENG_CELLS_PRIV_H
+#define THAW_ENG_CELLS_PRIV_H
+
+#include "cellproto.h"
+#include "cells.h"
+#include "keeper.h"
+#include "snaps.h"
+
+struct cell_class;
+struct cell_proc;
+struct capture;
+
+struct eng_cells {
+	struct eng_loop *loop;
+	struct eng_jobs *jobs;
+	struct pgc_store *store;
+	struct eng_cells_config cfg;
+	int cell_fd, null_fd; // thaw-cell's program; /dev/null
+	struct eng_watch *store_watch, *keeper_watch;
+	struct eng_timer *refill;
+	struct cell_proc *procs;
+	struct eng_cell *cells;
+	struct cell_class *classes;
+	struct eng_snap *snaps;
+	uint8_t *slots; // in use, one byte each; cfg.max_cells of them
+	uint64_t next_id, next_template_id;
+	unsigned nprocs, ncells, spawn_failures;
+	unsigned jobs_running;
+	bool stopping, keeper_lost;
+};
+
+struct cell_class {
+	struct cell_class *next;
+	uint32_t mem_mib;
+	unsigned vcpus;
+	bool wanted;
+	uint64_t wanted_at;
+	unsigned nready, nspawning;
+	struct cell_proc *ready; // linked by next_ready
+	struct eng_cell *waiting, **waiting_tail; // linked by next_waiting
+};
+
+enum proc_state { PROC_SPAWNING, PROC_READY, PROC_BOUND };
+
+struct cell_proc {
+	struct cell_proc *next, **prev;
+	struct cell_proc *next_ready;
+	struct eng_cells *c;
+	struct cell_class *class;
+	struct eng_cell *cell; // when bound
+	enum proc_state state;
+	bool dying, exited;
+	uint64_t id;
+	unsigned slot;
+	pid_t pid;
+	int pidfd, ctl, boot, disk, console, uffd, pagemap, statm;
+	struct eng_watch *w_pidfd, *w_ctl, *w_disk, *w_console, *w_uffd;
+	struct eng_timer *timer; // while spawning
+	uint64_t mem_base, mem_bytes;
+	uint64_t rss_birth; // private bytes before there was a guest
+	unsigned jobs;
+	unsigned disk_reqs; // not yet answered
+	unsigned credit;    // messages that it may still send
+	uint64_t credit_at;
+	char failed[CP_TEXT_MAX]; // its last words, or ""
+};
+
+enum cell_state {
+	CELL_OPENING, // snapshots are being opened
+	CELL_WAITING, // for a proc
+	CELL_STARTING,
+	CELL_LAYING, // a resumed one: its own pages are being laid
+	CELL_RUNNING,
+};
+
+struct eng_cell {
+	struct eng_cell *next, **prev;
+	struct eng_cell *next_waiting;
+	struct eng_cells *c;
+	struct cell_proc *proc;
+	const struct eng_cell_events *ev;
+	void *ctx;
+	enum cell_state state;
+	unsigned holds;
+	bool ended, waiting;
+	enum eng_end why;
+	char detail[ERR_MSG_MAX];
+
+	// what it was asked to be
+	bool is_boot, has_own, record, has_disk;
+	struct pgc_id base_id, own_id;
+	uint32_t mem_mib;
+	unsigned vcpus;
+	void *mailbox;
+	size_t mailbox_len;
+	int kernel_fd, initrd_fd;
+	char *cmdline;
+
+	struct eng_snap *base, *own; // base of a boot: the disk's snapshot
+	int overlay;                 // memfd, or -1 without a disk
+	struct eng_cell_times times;
+	uint64_t faults, fault_pages;
+	uint32_t *recorded; // page numbers
+	size_t nrecorded, cap_recorded;
+	uint8_t *recorded_map; // a bit for each cluster
+	struct capture *capture;
+};
+
+// --- cells.c -------------------------------------------------------------------
+
+// The first reason counts. Kills the proc; gone() follows.
+void cell_end(struct eng_cell *cell, enum eng_end why, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+void cell_hold(struct eng_cell *cell);
+void cell_release(struct eng_cell *cell);
+// A proc became ready, or is gone: serves who waits for one.
+void class_proc_ready(struct cell_proc *p);
+void class_proc_gone(struct cell_proc *p, const char *why);
+// A message on ctl from a bound proc. False: it makes no sense.
+bool cell_message(struct eng_cell *cell, int type, struct wire_reader *r,
+		  int *fds, unsigned nfds);
+// Runs a job that uses `cell` and its proc (which may be NULL): both are held
+// until done() returned.
+struct cell_job {
+	struct eng_cell *cell;
+	struct cell_proc *proc;
+	void (*work)(struct cell_job *j);
+	void (*done)(struct cell_job *j); // frees what embeds it
+};
+void cell_job_run(struct eng_cell *cell, struct cell_job *j);
+
+// --- cell_proc.c ---------------------------------------------------------------
+
+int proc_spawn(struct eng_cells *c, struct cell_class *class,
+	       struct cell_proc **out, struct err *e);
+void proc_kill(struct cell_proc *p);
+// The proc broke the protocol: it is killed, its cell ends as FATAL.
+void proc_violation(struct cell_proc *p, const char *what);
+void proc_job_done(struct cell_proc *p);
+// Counts one message; false (and killed) when there are too many.
+bool proc_credit(struct cell_proc *p);
+uint64_t proc_private_bytes(const struct cell_proc *p);
+
+// --- cell_start.c ----------------------------------------------------------------
+
+int cell_make_overlay(struct eng_cell *cell, struct err *e);
+// Hands the cell's start to its proc.
+int cell_send_start(struct eng_cell *cell, struct err *e);
+void cell_mapped(struct eng_cell *cell); // CP_MAPPED came
+
+// --- cell_disk.c -----------------------------------------------------------------
+
+struct disk_req;
+void disk_read_requests(struct cell_proc *p);
+void disk_fill_done(struct disk_req *dr, uint32_t cluster, int rc,
+		    const char *why);
+
+// --- faults.c --------------------------------------------------------------------
+
+void faults_read(struct cell_proc *p); // the proc's userfaultfd is readable
+// A waiter for a cluster of a template: either `p` (a memory fault) or `dr`.
+int faults_wait(struct eng_snap *sn, enum pgc_stream st, uint32_t cluster,
+		struct cell_proc *p, struct disk_req *dr);
+void faults_forget_proc(struct eng_snap *sn, const struct cell_proc *p);
+void faults_drain(struct eng_cells *c); // the store has completions
+
+// --- capture.c -------------------------------------------------------------------
+
+void capture_paused(struct eng_cell *cell, int rc, const char *why,
+		    uint32_t state_len, int fd); // consumes fd
+void capture_unpaused(struct eng_cell *cell, int rc, const char *why);
+void capture_cell_ended(struct eng_cell *cell); // its proc is dead
+
+#endif

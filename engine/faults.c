@@ -1,0 +1,297 @@
+// Page faults of clones, served on the loop.
+//
+// An event names an address; its page lies in a 64 KiB cluster of the template.
+// If the cluster is filled, its pages are given to the cell at once: filled pages
+// by UFFDIO_CONTINUE, zero pages by UFFDIO_ZEROPAGE, then one UFFDIO_WAKE. Else
+// the store is asked for it, and the proc waits in the cluster's list, which all
+// clones share. A cluster that cannot be had ends every cell that waits for it,
+// before anything is woken: no guest reads a zero for data.
+//
+// Races that are normal: a page is there already (EEXIST: another vCPU's fault,
+// or a write that copied it); the address space is going away (ESRCH: the cell
+// is dying); a mapping changes at this moment (EAGAIN: tried again). Everything
+// else is a cell that did something it never does, and ends it.
+#include <errno.h>
+#include <linux/userfaultfd.h>
+#include <string.h>
+#include <sys/ioctl.h>
+
+#include "cells_priv.h"
+
+enum { EVENTS_PER_TURN = 32, CL = PGC_CLUSTER_PAGES, AGAIN_MAX = 100 };
+
+struct snap_waiter {
+	struct snap_waiter *next;
+	uint32_t cluster;
+	struct cell_proc *proc;  // a memory fault, or
+	struct disk_req *disk;   // a disk request
+};
+
+static struct snap_waiter **bucket(struct eng_snap *sn, enum pgc_stream st,
+				   uint32_t cluster)
+{
+	return &sn->wait[st][cluster % SNAP_WAIT_BUCKETS];
+}
+
+int faults_wait(struct eng_snap *sn, enum pgc_stream st, uint32_t cluster,
+		struct cell_proc *p, struct disk_req *dr)
+{
+	struct snap_waiter **b = bucket(sn, st, cluster), *w;
+
+	for (w = *b; w; w = w->next) {
+		if (w->cluster == cluster && w->proc == p && w->disk == dr)
+			return 0; // one wake serves both
+	}
+	w = malloc(sizeof(*w));
+	if (!w)
+		return -ENOMEM;
+	*w = (struct snap_waiter){*b, cluster, p, dr};
+	*b = w;
+	return 0;
+}
+
+void faults_forget_proc(struct eng_snap *sn, const struct cell_proc *p)
+{
+	for (int i = 0; i < SNAP_WAIT_BUCKETS; i++) {
+		struct snap_waiter **at = &sn->wait[PGC_MEM][i], *w;
+
+		while ((w = *at)) {
+			if (w->proc == p) {
+				*at = w->next;
+				free(w);
+			} else {
+				at = &w->next;
+			}
+		}
+	}
+}
+
+// --- giving pages ----------------------------------------------------------------
+
+static int install(int uffd, uint64_t at, uint64_t len, bool zero,
+		   uint64_t *done)
+{
+	int64_t n;
+	int rc;
+
+	if (zero) {
+		struct uffdio_zeropage z = {
+		    .range = {at, len},
+		    .mode = UFFDIO_ZEROPAGE_MODE_DONTWAKE,
+		};
+		rc = ioctl(uffd, UFFDIO_ZEROPAGE, &z) < 0 ? -errno : 0;
+		n = z.zeropage;
+	} else {
+		struct uffdio_continue m = {
+		    .range = {at, len},
+		    .mode = UFFDIO_CONTINUE_MODE_DONTWAKE,
+		};
+		rc = ioctl(uffd, UFFDIO_CONTINUE, &m) < 0 ? -errno : 0;
+		n = m.mapped;
+	}
+	*done = n > 0 ? (uint64_t)n : 0;
+	if (*done == len)
+		return 0;
+	// A part was done: the rest of the range answers on the next call.
+	return n < 0 ? (int)n : rc ? (*done ? 0 : rc) : 0;
+}
+
+// Gives pages [at, at+len) of equal kind. 0, -ESRCH, or what went wrong.
+static int install_run(struct cell_proc *p, uint64_t at, uint64_t len,
+		       bool zero)
+{
+	unsigned again = 0;
+
+	while (len) {
+		uint64_t done = 0;
+		int rc = install(p->uffd, at, len, zero, &done);
+
+		if (rc == -EEXIST)
+			done = PGC_PAGE; // that page is there: the next one
+		else if (rc == -EAGAIN && again++ < AGAIN_MAX)
+			continue;
+		else if (rc)
+			return rc;
+		at += done;
+		len -= MIN(done, len);
+	}
+	return 0;
+}
+
+// The cluster is filled: gives all of it to the cell and wakes its faults.
+static void give_cluster(struct cell_proc *p, struct pgc_template *t,
+			 uint32_t cluster)
+{
+	uint64_t first = (uint64_t)cluster * CL;
+	uint64_t end = MIN(first + CL, p->mem_bytes / PGC_PAGE);
+	struct uffdio_range wake = {p->mem_base + first * PGC_PAGE,
+				    (end - first) * PGC_PAGE};
+
+	for (uint64_t k = first; k < end;) {
+		bool zero = pgc_template_have(t, k) == PGC_ZERO;
+		uint64_t from = k;
+		int rc;
+
+		while (k < end &&
+		       (pgc_template_have(t, k) == PGC_ZERO) == zero)
+			k++;
+		rc = install_run(p, p->mem_base + from * PGC_PAGE,
+				 (k - from) * PGC_PAGE, zero);
+		if (rc == -ESRCH)
+			return; // it is dying
+		if (rc) {
+			cell_end(p->cell, ENG_END_MEMORY,
+				 "memory page %llu could not be given to the "
+				 "guest: %s",
+				 (unsigned long long)from, strerror(-rc));
+			return;
+		}
+	}
+	p->cell->fault_pages += end - first;
+	(void)ioctl(p->uffd, UFFDIO_WAKE, &wake); // ESRCH: it is dying
+}
+
+// --- events ----------------------------------------------------------------------
+
+static void record(struct eng_cell *cell, uint32_t cluster)
+{
+	if (!cell->record ||
+	    (cell->recorded_map[cluster / 8] & (1u << (cluster % 8))))
+		return;
+	if (cell->nrecorded == cell->cap_recorded) {
+		size_t cap = cell->cap_recorded ? cell->cap_recorded * 2 : 256;
+		uint32_t *m = realloc(cell->recorded, cap * sizeof(*m));
+
+		if (!m)
+			return; // a hint less
+		cell->recorded = m;
+		cell->cap_recorded = cap;
+	}
+	cell->recorded[cell->nrecorded++] = cluster * CL;
+	cell->recorded_map[cluster / 8] |= (uint8_t)(1u << (cluster % 8));
+}
+
+static void serve(struct cell_proc *p, const struct uffd_msg *m)
+{
+	struct eng_cell *cell = p->cell;
+	uint64_t addr = m->arg.pagefault.address;
+	struct pgc_template *t;
+	struct err e = ERR_INIT;
+	uint32_t cluster;
+	int rc;
+
+	if (m->event != UFFD_EVENT_PAGEFAULT || !cell || !cell->base ||
+	    cell->is_boot || cell->state < CELL_STARTING) {
+		proc_violation(p, "an unexpected userfaultfd event");
+		return;
+	}
+	if (addr < p->mem_base || addr - p->mem_base >= p->mem_bytes) {
+		proc_violation(p, "a fault outside of its memory");
+		return;
+	}
+	// While it is being killed nothing may be woken. Once it is dead, a
+	// worker that still copies from its memory may wait here.
+	if (cell->ended && !p->exited)
+		return;
+	t = cell->base->tmpl[PGC_MEM];
+	cluster = (uint32_t)((addr - p->mem_base) / PGC_PAGE / CL);
+	cell->faults++;
+	record(cell, cluster);
+	rc = pgc_template_fill(t, (uint64_t)cluster * CL, CL, true, &e);
+	if (rc == 1)
+		give_cluster(p, t, cluster);
+	else if (rc == 0)
+		rc = faults_wait(cell->base, PGC_MEM, cluster, p, NULL);
+	if (rc < 0)
+		cell_end(cell, ENG_END_MEMORY, "memory page %u: %s",
+			 cluster * CL, e.code ? e.msg : strerror(-rc));
+}
+
+void faults_read(struct cell_proc *p)
+{
+	struct uffd_msg msgs[EVENTS_PER_TURN];
+	ssize_t n = read(p->uffd, msgs, sizeof(msgs));
+
+	if (n < 0) {
+		if (errno != EAGAIN && errno != EINTR)
+			proc_violation(p, "its userfaultfd cannot be read");
+		return;
+	}
+	for (size_t i = 0; i < (size_t)n / sizeof(msgs[0]); i++)
+		serve(p, &msgs[i]);
+}
+
+// --- completions -----------------------------------------------------------------
+
+static struct eng_snap *snap_of(struct eng_cells *c,
+				const struct pgc_template *t,
+				enum pgc_stream *st)
+{
+	for (struct eng_snap *sn = c->snaps; sn; sn = sn->next) {
+		for (int i = 0; i < PGC_NUM_STREAMS; i++) {
+			if (sn->tmpl[i] == t) {
+				*st = (enum pgc_stream)i;
+				return sn;
+			}
+		}
+	}
+	return NULL;
+}
+
+static struct snap_waiter *take_waiters(struct eng_snap *sn,
+					enum pgc_stream st, uint32_t cluster)
+{
+	struct snap_waiter **at = bucket(sn, st, cluster), *w, *out = NULL;
+
+	while ((w = *at)) {
+		if (w->cluster == cluster) {
+			*at = w->next;
+			w->next = out;
+			out = w;
+		} else {
+			at = &w->next;
+		}
+	}
+	return out;
+}
+
+static void cluster_done(struct eng_snap *sn, enum pgc_stream st,
+			 uint32_t cluster, int rc, const char *why)
+{
+	struct snap_waiter *w = take_waiters(sn, st, cluster), *next;
+
+	for (; w; w = next) {
+		next = w->next;
+		if (w->disk)
+			disk_fill_done(w->disk, cluster, rc, why);
+		else if (w->proc->cell->ended && !w->proc->exited)
+			; // as in serve()
+		else if (rc)
+			cell_end(w->proc->cell, ENG_END_MEMORY,
+				 "a page of its memory could not be had: %s",
+				 why);
+		else
+			give_cluster(w->proc, sn->tmpl[st], cluster);
+		free(w);
+	}
+}
+
+void faults_drain(struct eng_cells *c)
+{
+	struct pgc_done done[16];
+	size_t n = pgc_drain(c->store, done, ARRAY_SIZE(done));
+
+	for (size_t i = 0; i < n; i++) {
+		enum pgc_stream st = PGC_MEM;
+		struct eng_snap *sn = snap_of(c, done[i].t, &st);
+		uint64_t end = done[i].pgno + done[i].npages;
+
+		if (!sn)
+			continue; // a template closed meanwhile
+		if (done[i].rc)
+			log_err("filling a template: %s", done[i].why);
+		for (uint64_t k = done[i].pgno / CL; k * CL < end; k++)
+			cluster_done(sn, st, (uint32_t)k, done[i].rc,
+				     done[i].why);
+	}
+}
