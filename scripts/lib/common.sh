@@ -250,3 +250,17 @@ check_system()
 		say "warning: the kernel is $(uname -r); thaw needs 6.1 or newer" \
 			"(kvmbox works with any)"
 }
+
+# choose_mode BIN: sets mode, unless it is set, to host if this host's KVM boots
+# stock kernels, else to kvmbox. Needs root for /dev/kvm.
+choose_mode()
+{
+	local probe
+
+	[[ -z $mode ]] || return 0
+	mode=kvmbox
+	[[ -e /dev/kvm && -e /dev/userfaultfd ]] || return 0
+	probe=$(as_root "ask /dev/kvm what it can do" "$1/thawd" --doctor --json) ||
+		true
+	[[ $(jq -r .stock_kernel <<<"$probe" 2>/dev/null) != true ]] || mode=host
+}
