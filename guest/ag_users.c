@@ -41,7 +41,7 @@ static size_t split(char *line, char **field, size_t max)
 	return n;
 }
 
-// Finds the account by name, or by number when there is no such name. `name`
+// Finds the account by its number where `who` is one, else by its name. `name`
 // receives its name ("" when a number has no account).
 static int find_user(const char *passwd, const char *who, struct ag_user *u,
 		     char *name, size_t size)
