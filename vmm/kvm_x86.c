@@ -279,8 +279,9 @@ int vcpu_set_boot_regs(struct vcpu *v, uint64_t entry, uint64_t rsi,
 		return err_sys(e, "KVM_GET_SREGS");
 	s.cs = flat(0x10, true);
 	s.ds = s.es = s.fs = s.gs = s.ss = flat(0x18, false);
-	s.tr = (struct kvm_segment){
-	    .selector = 0x20, .limit = 0x67, .type = 0xb, .present = 1};
+	// As after reset. Its I/O permission map is zeroed low memory, so code in
+	// ring 3 may use ports also on a KVM that does not honour IOPL there.
+	s.tr = (struct kvm_segment){.limit = 0xffff, .type = 0xb, .present = 1};
 	s.gdt = (struct kvm_dtable){.base = 0x500, .limit = 6 * 8 - 1};
 	s.idt = (struct kvm_dtable){.base = 0, .limit = 0};
 	s.cr3 = 0x9000;
