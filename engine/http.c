@@ -497,7 +497,8 @@ const char *http_reason(int status)
 
 char *http_json_text(json_t *j)
 {
-	char *t = j ? json_dumps(j, JSON_COMPACT) : NULL;
+	char *t =
+	    j ? json_dumps(j, JSON_COMPACT | JSON_REAL_PRECISION(15)) : NULL;
 
 	json_decref(j);
 	return t;
@@ -521,11 +522,18 @@ void http_reply(struct http_req *r, int status, json_t *body)
 json_t *http_error_body(const char *message, json_t *extra)
 {
 	json_t *j = extra ? extra : json_object();
+	json_t *text = json_string(message);
 
-	// Names from outside may hold anything: replace what is not UTF-8.
-	if (json_object_set_new(j, "message", json_string(message)))
-		json_object_set_new(j, "message",
-				    json_string("(text is not UTF-8)"));
+	if (!text) { // quotes bytes of a request or guest, or is cut short
+		cleanup_free char *copy = strdup(message);
+
+		for (char *p = copy; p && *p; p++) {
+			if (*p & 0x80)
+				*p = '?';
+		}
+		text = json_string(copy);
+	}
+	json_object_set_new(j, "message", text);
 	return j;
 }
 

@@ -1,0 +1,271 @@
+// Flags, their defaults, and where thawd finds its other programs.
+#include "config.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <grp.h>
+#include <stdio.h>
+#include <string.h>
+
+const char eng_usage[] =
+    "usage: thawd [flags]\n"
+    "  --state DIR            images, microVMs, registry (/var/lib/thaw)\n"
+    "  --socket PATH          API socket (/run/thaw/thaw.sock)\n"
+    "  --socket-group GROUP   members may use the socket too (mode 0660)\n"
+    "  --memory-budget SIZE   guest memory promised at most, as 8G (no limit)\n"
+    "  --kernel PATH          guest kernel, a vmlinux or bzImage\n"
+    "  --initrd PATH          initramfs with thaw-agent for it\n"
+    "  --shells N             prepared virtual machines kept ready (2)\n"
+    "  --max-cells N          microVMs and shells at most (4096)\n"
+    "  --uid-base N           cells run as user ids from N on (2000000)\n"
+    "  --jobs N               worker threads (2)\n"
+    "  --libexec DIR          where thaw-cell and thaw-mkdisk are\n"
+    "  --log-level LEVEL      error, warn, info or debug (info)\n"
+    "  --doctor [--json]      check this host and exit 0 or 1\n"
+    "  --version, --help\n";
+
+enum {
+	OPT_STATE = 256,
+	OPT_SOCKET,
+	OPT_GROUP,
+	OPT_BUDGET,
+	OPT_KERNEL,
+	OPT_INITRD,
+	OPT_SHELLS,
+	OPT_MAX_CELLS,
+	OPT_UID_BASE,
+	OPT_JOBS,
+	OPT_LIBEXEC,
+	OPT_LOG_LEVEL,
+	OPT_DOCTOR,
+	OPT_JSON,
+	OPT_VERSION,
+	OPT_HELP,
+};
+
+static const struct option options[] = {
+    {"state", required_argument, NULL, OPT_STATE},
+    {"socket", required_argument, NULL, OPT_SOCKET},
+    {"socket-group", required_argument, NULL, OPT_GROUP},
+    {"memory-budget", required_argument, NULL, OPT_BUDGET},
+    {"kernel", required_argument, NULL, OPT_KERNEL},
+    {"initrd", required_argument, NULL, OPT_INITRD},
+    {"shells", required_argument, NULL, OPT_SHELLS},
+    {"max-cells", required_argument, NULL, OPT_MAX_CELLS},
+    {"uid-base", required_argument, NULL, OPT_UID_BASE},
+    {"jobs", required_argument, NULL, OPT_JOBS},
+    {"libexec", required_argument, NULL, OPT_LIBEXEC},
+    {"log-level", required_argument, NULL, OPT_LOG_LEVEL},
+    {"doctor", no_argument, NULL, OPT_DOCTOR},
+    {"json", no_argument, NULL, OPT_JSON},
+    {"version", no_argument, NULL, OPT_VERSION},
+    {"help", no_argument, NULL, OPT_HELP},
+    {0},
+};
+
+static void set_text(char **dst, const char *v)
+{
+	free(*dst);
+	*dst = strdup(v);
+	if (!*dst)
+		abort();
+}
+
+static char *join(const char *dir, const char *name)
+{
+	char *out;
+
+	if (asprintf(&out, "%s/%s", dir, name) < 0)
+		abort();
+	return out;
+}
+
+static int number(const char *flag, const char *text, unsigned long lo,
+		  unsigned long hi, unsigned long *out, struct err *e)
+{
+	char *end;
+
+	errno = 0;
+	*out = strtoul(text, &end, 10);
+	if (text[0] < '0' || text[0] > '9' || *end || errno || *out < lo ||
+	    *out > hi)
+		return err_set(e, -EINVAL,
+			       "--%s takes a number from %lu to %lu, not "
+			       "\"%.40s\"",
+			       flag, lo, hi, text);
+	return 0;
+}
+
+static int set_group(struct eng_config *c, const char *text, struct err *e)
+{
+	struct group *g = getgrnam(text);
+	unsigned long n;
+
+	c->has_group = true;
+	if (g) {
+		c->group = g->gr_gid;
+		return 0;
+	}
+	if (number("socket-group", text, 0, 0xfffffffeul, &n, NULL))
+		return err_set(e, -EINVAL,
+			       "there is no group named \"%.60s\"; make it or "
+			       "name another with --socket-group",
+			       text);
+	c->group = (gid_t)n;
+	return 0;
+}
+
+static int set_number(struct eng_config *c, int opt, const char *v,
+		      struct err *e)
+{
+	unsigned long n = 0;
+	int rc;
+
+	switch (opt) {
+	case OPT_SHELLS:
+		rc = number("shells", v, 0, 256, &n, e);
+		c->shells = (unsigned)n;
+		return rc;
+	case OPT_MAX_CELLS:
+		rc = number("max-cells", v, 1, 65536, &n, e);
+		c->max_cells = (unsigned)n;
+		return rc;
+	case OPT_JOBS:
+		rc = number("jobs", v, 1, 16, &n, e);
+		c->jobs = (unsigned)n;
+		return rc;
+	default:
+		rc = number("uid-base", v, 1000, 0x7fffffff, &n, e);
+		c->uid_base = (uint32_t)n;
+		return rc;
+	}
+}
+
+static int set_option(struct eng_config *c, int opt, const char *v,
+		      char **libexec, struct err *e)
+{
+	switch (opt) {
+	case OPT_STATE:
+		set_text(&c->state_dir, v);
+		return 0;
+	case OPT_SOCKET:
+		set_text(&c->socket_path, v);
+		return 0;
+	case OPT_GROUP:
+		return set_group(c, v, e);
+	case OPT_BUDGET:
+		if (util_parse_size(v, &c->memory_budget))
+			return err_set(e, -EINVAL,
+				       "--memory-budget takes a size such as "
+				       "8G, not \"%.40s\"",
+				       v);
+		return 0;
+	case OPT_KERNEL:
+		set_text(&c->kernel_path, v);
+		return 0;
+	case OPT_INITRD:
+		set_text(&c->initrd_path, v);
+		return 0;
+	case OPT_LIBEXEC:
+		set_text(libexec, v);
+		return 0;
+	case OPT_LOG_LEVEL:
+		if (log_level_parse(v, &c->log_level))
+			return err_set(e, -EINVAL,
+				       "--log-level is error, warn, info or "
+				       "debug, not \"%.40s\"",
+				       v);
+		return 0;
+	case OPT_DOCTOR:
+		c->doctor = true;
+		return 0;
+	case OPT_JSON:
+		c->doctor_json = true;
+		return 0;
+	case OPT_VERSION:
+		c->version = true;
+		return 0;
+	case OPT_HELP:
+		c->help = true;
+		return 0;
+	default:
+		return set_number(c, opt, v, e);
+	}
+}
+
+// Beside our own executable, then in ../libexec/thaw.
+static char *find_program(const char *name, const char *libexec)
+{
+	char self[4096], *slash, *path;
+	ssize_t n;
+
+	if (libexec)
+		return join(libexec, name);
+	n = readlink("/proc/self/exe", self, sizeof(self) - 1);
+	if (n <= 0)
+		return strdup(name);
+	self[n] = '\0';
+	slash = strrchr(self, '/');
+	*slash = '\0';
+	path = join(self, name);
+	if (!access(path, X_OK))
+		return path;
+	free(path);
+	if (asprintf(&path, "%s/../libexec/thaw/%s", self, name) < 0)
+		abort();
+	return path;
+}
+
+int eng_config_parse(struct eng_config *c, int argc, char **argv, struct err *e)
+{
+	cleanup_free char *libexec = NULL;
+	int opt, rc = 0;
+
+	*c = (struct eng_config){
+	    .shells = 2,
+	    .jobs = 2,
+	    .max_cells = 4096,
+	    .uid_base = 2000000,
+	    .log_level = LOG_LVL_INFO,
+	};
+	set_text(&c->state_dir, "/var/lib/thaw");
+	set_text(&c->socket_path, "/run/thaw/thaw.sock");
+	optind = 1;
+	opterr = 0;
+	while (!rc &&
+	       (opt = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		if (opt == '?')
+			return err_set(e, -EINVAL,
+				       "%s is unknown or lacks its value; see "
+				       "thawd --help",
+				       argv[optind - 1]);
+		rc = set_option(c, opt, optarg, &libexec, e);
+	}
+	if (!rc && optind < argc)
+		rc = err_set(e, -EINVAL,
+			     "\"%.60s\" is not a flag; see thawd --help",
+			     argv[optind]);
+	if (rc)
+		return rc;
+	c->store_dir = join(c->state_dir, "store");
+	c->log_dir = join(c->state_dir, "logs");
+	c->tmp_dir = join(c->state_dir, "tmp");
+	c->registry_path = join(c->state_dir, "registry.db");
+	c->cell_path = find_program("thaw-cell", libexec);
+	c->mkdisk_path = find_program("thaw-mkdisk", libexec);
+	return 0;
+}
+
+void eng_config_free(struct eng_config *c)
+{
+	free(c->state_dir);
+	free(c->socket_path);
+	free(c->kernel_path);
+	free(c->initrd_path);
+	free(c->cell_path);
+	free(c->mkdisk_path);
+	free(c->store_dir);
+	free(c->log_dir);
+	free(c->tmp_dir);
+	free(c->registry_path);
+}

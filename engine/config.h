@@ -1,0 +1,29 @@
+// thawd's command line.
+#ifndef THAW_ENG_CONFIG_H
+#define THAW_ENG_CONFIG_H
+
+#include "base.h"
+
+#define THAW_VERSION "0.1.0"
+
+struct eng_config {
+	char *state_dir, *socket_path, *kernel_path, *initrd_path;
+	char *cell_path, *mkdisk_path;
+	char *store_dir, *log_dir, *tmp_dir, *registry_path; // in state_dir
+	bool has_group;
+	gid_t group;
+	uint64_t memory_budget; // bytes; 0: no limit
+	unsigned shells, jobs, max_cells;
+	uint32_t uid_base;
+	enum log_level log_level;
+	bool doctor, doctor_json;
+	bool help, version;
+};
+
+// 0, or -EINVAL and what is wrong with which flag.
+int eng_config_parse(struct eng_config *c, int argc, char **argv,
+		     struct err *e);
+void eng_config_free(struct eng_config *c);
+extern const char eng_usage[];
+
+#endif

@@ -1,0 +1,107 @@
+// The life of microVMs: run, suspend, resume, terminate, and everything that
+// can happen in between. Knows nothing of HTTP.
+//
+// Errors of the control functions say what kind of "no" it is by their code:
+// -EINVAL bad argument, -ENOENT no such thing, -EBUSY wrong state or a clash,
+// -EDQUOT does not fit, -EAGAIN does not fit now; anything else is a failure.
+#ifndef THAW_ENG_VM_H
+#define THAW_ENG_VM_H
+
+#include "cells.h"
+#include "registry.h"
+#include "vmlog.h"
+
+struct eng_vms;
+
+struct eng_vms_env {
+	struct eng_loop *loop;
+	struct eng_jobs *jobs;
+	struct eng_cells *cells;
+	struct pgc_store *store;
+	struct eng_reg *reg;
+	const char *kernel_path, *initrd_path; // of guests with an agent
+	const char *log_dir;
+	uint64_t memory_budget; // bytes of guest memory; 0: no limit
+};
+
+int eng_vms_create(struct eng_vms **out, const struct eng_vms_env *env,
+		   struct err *e);
+// Ends what an earlier thawd left running, drops what the store lost, removes
+// snapshots that nobody refers to (not when the registry is fresh: then the
+// store's contents are somebody's only copy). Before the loop runs.
+int eng_vms_recover(struct eng_vms *m, bool fresh_registry, struct err *e);
+// Ends every microVM that has a cell, with the reason "thawd was stopped".
+void eng_vms_stop(struct eng_vms *m);
+bool eng_vms_busy(const struct eng_vms *m); // some still have a cell
+void eng_vms_destroy(struct eng_vms *m);
+
+struct vm_run {
+	const struct reg_image *image;
+	const struct reg_version *version;
+	const char *name; // "" without; checked by the caller
+	json_t *labels;	  // borrowed; or NULL
+	json_t *extra;	  // borrowed; or NULL
+	bool cold;	  // boot it instead of thawing
+	const void *payload;
+	size_t payload_len; // mailbox of a guest without an agent
+	uint32_t max_duration_s;
+	const char *token; // or NULL; with `params`
+	uint8_t params[16];
+	uint64_t t0;
+};
+// Makes a microVM, PENDING. Nothing was made when it fails.
+int eng_vm_run(struct eng_vms *m, const struct vm_run *rq, struct reg_vm **out,
+	       struct err *e);
+int eng_vm_suspend(struct eng_vms *m, struct reg_vm *vm, struct err *e);
+int eng_vm_resume(struct eng_vms *m, struct reg_vm *vm, uint64_t t0,
+		  struct err *e);
+// From any state; nothing to do when it is TERMINATED already.
+void eng_vm_terminate(struct eng_vms *m, struct reg_vm *vm, const char *code,
+		      const char *reason);
+
+// Waiting. cb is called once, on the loop: when the state is in `mask` (bit
+// 1 << state), when it can no longer come (TERMINATED), when `op_end` is set
+// and the running suspend or resume ended (also by failing), or after
+// timeout_ms. It is called from within when that is so already.
+enum vm_wait_end {
+	VM_WAIT_REACHED,
+	VM_WAIT_ENDED,
+	VM_WAIT_OP,
+	VM_WAIT_TIMEOUT
+};
+void eng_vm_wait(struct eng_vms *m, struct reg_vm *vm, unsigned mask,
+		 bool op_end, uint64_t timeout_ms,
+		 void (*cb)(void *ctx, struct reg_vm *vm, enum vm_wait_end how),
+		 void *ctx);
+// Why its last suspend or resume failed; "" when it did not.
+const char *eng_vm_op_error(const struct reg_vm *vm);
+
+// Its cell, while RUNNING; NULL otherwise.
+struct eng_cell *eng_vm_cell(const struct reg_vm *vm);
+// Its log; NULL and why when it cannot be had. `owned`: the microVM has ended,
+// and the caller closes what it got.
+struct vmlog *eng_vm_log(struct eng_vms *m, struct reg_vm *vm, bool *owned,
+			 struct err *e);
+
+// Finds by id, name or unique prefix of an id ("microvm-" may be left out).
+// -ENOENT, -EINVAL: ambiguous, naming candidates.
+int eng_vm_find(struct eng_vms *m, const char *text, struct reg_vm **out,
+		struct err *e);
+
+// What is promised to guests at this moment.
+struct vm_totals {
+	uint64_t memory_total, memory_budget, memory_committed;
+	unsigned vcpus_total, vcpus_committed;
+	unsigned by_state[VM_NUM_STATES];
+};
+void eng_vms_totals(struct eng_vms *m, struct vm_totals *out);
+// -EDQUOT when `mem_mib` more does not fit the budget.
+int eng_vms_fits(struct eng_vms *m, uint32_t mem_mib, struct err *e);
+// Memory of VMs that are no microVMs yet (image builds).
+void eng_vms_reserve(struct eng_vms *m, int64_t mem_mib, int vcpus);
+
+// Removes snapshots once transaction `seq` is durable, then collects garbage.
+void eng_snaps_drop(struct eng_vms *m, uint64_t seq, const struct pgc_id *ids,
+		    size_t n);
+
+#endif

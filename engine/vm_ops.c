@@ -1,0 +1,640 @@
+// The operations on a microVM, each a chain of callbacks (states: vm.c).
+//
+//   run      cell_thaw -> started -> [agent: THAW] -> RUNNING
+//            cell_boot -> vsock_up -> agent: START -> RUNNING        (cold)
+//   suspend  SUSPENDING -> [agent: FREEZE] -> capture -> cell gone -> SUSPENDED
+//            failed: [agent: UNFREEZE] -> RUNNING
+//   resume   cell_thaw(own) -> started -> [agent: THAW] -> RUNNING
+//   end      TERMINATING -> kill -> cell gone -> TERMINATED
+// The cell's end, at any point, comes to vm_cell_gone(), which knows from `op`
+// what it means.
+#include "vm_internal.h"
+
+#include "build.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#define HANDSHAKE_MS 60000
+#define BOOT_MS 300000 // emulated machines take 20 s and more
+#define FREEZE_MS 60000
+
+// --- what the agent is told
+// ----------------------------------------------------
+
+static const char *host_name(const struct reg_vm *r, char buf[32])
+{
+	if (r->name[0])
+		return r->name;
+	snprintf(buf, 32, "%.16s", r->id); // microvm- and 8 digits
+	return buf;
+}
+
+// The same for the microVM's whole life, suspends included.
+static void machine_id(const struct reg_vm *r, uint8_t out[16])
+{
+	size_t n = 0;
+	char two[3] = "";
+
+	for (const char *p = r->id + 8; n < 16 && p[0] && p[1]; p++) {
+		if (*p == '-')
+			continue;
+		two[0] = *p++;
+		two[1] = *p;
+		if (util_unhex(&out[n++], 1, two))
+			break;
+	}
+}
+
+static void encode_thaw(struct eng_vm *v, struct wire_writer *w)
+{
+	uint8_t id[16] = {0};
+	char buf[32];
+
+	machine_id(v->r, id);
+	eng_agent_put_thaw(w, id, host_name(v->r, buf));
+}
+
+static void encode_freeze(struct eng_vm *v, struct wire_writer *w)
+{
+	(void)v;
+	eng_agent_put_freeze(w, false);
+}
+
+static void encode_unfreeze(struct eng_vm *v, struct wire_writer *w)
+{
+	(void)v;
+	eng_agent_put_unfreeze(w);
+}
+
+// Texts of a JSON array, NULL-terminated; the strings stay the array's.
+static const char **texts(json_t *list)
+{
+	size_t n = json_array_size(list);
+	const char **out = calloc(n + 1, sizeof(*out));
+
+	if (!out)
+		abort();
+	for (size_t i = 0; i < n; i++)
+		out[i] = json_string_value(json_array_get(list, i));
+	return out;
+}
+
+static const char *spec_text(json_t *spec, const char *key)
+{
+	const char *s = json_string_value(json_object_get(spec, key));
+
+	return s ? s : "";
+}
+
+static struct reg_version *version_of(struct eng_vm *v)
+{
+	struct reg_image *im = eng_reg_image(v->m->env.reg, v->r->image);
+
+	return im ? eng_reg_version(im, v->r->version) : NULL;
+}
+
+static void encode_start(struct eng_vm *v, struct wire_writer *w)
+{
+	struct reg_version *ver = version_of(v);
+	cleanup_free const char **argv = NULL, **env = NULL;
+	char buf[32];
+
+	if (!ver) { // an image cannot go while a microVM of it lives
+		w->bad = true;
+		return;
+	}
+	argv = texts(json_object_get(ver->spec, "entrypoint"));
+	env = texts(json_object_get(ver->spec, "env"));
+	eng_agent_put_start(w,
+			    &(struct eng_app_spec){
+				.argv = argv,
+				.env = env,
+				.user = spec_text(ver->spec, "user"),
+				.cwd = spec_text(ver->spec, "workingDirectory"),
+				.hostname = host_name(v->r, buf),
+			    });
+}
+
+// --- timings
+// -------------------------------------------------------------------
+
+static void note(json_t *t, const char *key, uint64_t ns, uint64_t t0)
+{
+	if (ns >= t0 && ns)
+		json_object_set_new(
+		    t, key, json_integer((json_int_t)((ns - t0) / 1000)));
+}
+
+static json_t *timings_of(struct eng_vm *v)
+{
+	const char *op = v->op == OP_RESUME ? "resume" : "run";
+	json_t *t = json_object_get(v->r->timings, op);
+
+	if (!t) {
+		t = json_object();
+		json_object_set_new(v->r->timings, op, t);
+	}
+	return t;
+}
+
+static void note_now(struct eng_vm *v, const char *key)
+{
+	note(timings_of(v), key, util_now_ns(), v->t0);
+}
+
+// --- starting
+// ------------------------------------------------------------------
+
+static void fail_start(struct eng_vm *v, const char *why)
+{
+	// The reason is kept for vm_cell_gone(), which follows the kill.
+	snprintf(v->end_reason, sizeof(v->end_reason), "%s", why);
+	eng_cell_kill(v->cell);
+}
+
+static void now_running(struct eng_vm *v)
+{
+	bool resumed = v->op == OP_RESUME;
+
+	note_now(v, "running");
+	if (resumed)
+		v->r->resumes++;
+	v->op = OP_NONE;
+	vm_set_state(v, VM_RUNNING, resumed ? "resumed" : "started", "%s", "");
+	if (resumed)
+		vm_op_ended(v, NULL);
+	else
+		vm_arm_deadline(v);
+	if (v->r->agent)
+		vm_log_attach(v);
+}
+
+static void handshake_done(struct eng_vm *v, int rc, const char *why)
+{
+	char text[256];
+
+	if (!rc) {
+		note_now(v, "agent");
+		now_running(v);
+		return;
+	}
+	snprintf(text, sizeof(text), "the guest's agent did not answer: %s",
+		 why ? why : err_name(rc));
+	fail_start(v, text);
+}
+
+static void boot_mailbox(struct eng_vm *v)
+{
+	struct err e = ERR_INIT;
+
+	if (v->payload_len &&
+	    eng_cell_mailbox(v->cell, v->payload, v->payload_len, &e))
+		log_warn("%s: its payload was lost: %s", v->r->id, e.msg);
+	free(ptr_steal(v->payload));
+	v->payload_len = 0;
+}
+
+static void cell_started(void *ctx, const struct eng_cell_times *t)
+{
+	struct eng_vm *v = ctx;
+	json_t *out;
+
+	if (v->op != OP_START && v->op != OP_RESUME)
+		return;
+	out = timings_of(v);
+	note(out, "handed", t->handed, v->t0);
+	note(out, "mapped", t->mapped, v->t0);
+	note(out, "loaded", t->loaded, v->t0);
+	note(out, "firstExit", t->first_exit, v->t0);
+	note_now(v, "started");
+	if (v->r->cold && v->op == OP_START) {
+		if (!v->r->agent) { // with one: when vsock is up
+			boot_mailbox(v);
+			now_running(v);
+		}
+		return;
+	}
+	if (v->r->agent)
+		vm_talk_start(v, HANDSHAKE_MS, encode_thaw, handshake_done);
+	else
+		now_running(v);
+}
+
+static void cell_vsock_up(void *ctx)
+{
+	struct eng_vm *v = ctx;
+
+	if (v->op == OP_START && v->r->cold && v->r->agent) {
+		note_now(v, "vsockUp");
+		vm_talk_start(v, BOOT_MS, encode_start, handshake_done);
+	}
+}
+
+static void cell_console(void *ctx, const void *bytes, size_t n)
+{
+	vm_log_bytes(ctx, bytes, n);
+}
+
+static const struct eng_cell_events cell_events = {
+    .started = cell_started,
+    .vsock_up = cell_vsock_up,
+    .console = cell_console,
+    .gone = vm_cell_gone,
+};
+
+static int start_cold(struct eng_vm *v, const struct vm_run *rq, struct err *e)
+{
+	const struct reg_version *ver = rq->version;
+	const char *kernel =
+	    json_string_value(json_object_get(ver->spec, "kernel"));
+	const char *cmdline =
+	    json_string_value(json_object_get(ver->spec, "cmdline"));
+	struct eng_boot_req b = {
+	    .mem_mib = ver->mem_mib,
+	    .vcpus = ver->vcpus,
+	    .kernel_path = ver->agent ? v->m->env.kernel_path : kernel,
+	    .initrd_path = ver->agent ? v->m->env.initrd_path : NULL,
+	    .cmdline =
+		ver->agent ? eng_guest_cmdline : (cmdline ? cmdline : ""),
+	    .has_disk = ver->has_disk,
+	    .disk = ver->disk,
+	    .t0 = rq->t0,
+	};
+
+	if (!b.kernel_path)
+		return err_set(e, -EINVAL,
+			       "a cold run needs a guest kernel; start thawd "
+			       "with --kernel and --initrd");
+	return eng_cell_boot(v->m->env.cells, &b, &cell_events, v, &v->cell, e);
+}
+
+static int start_thaw(struct eng_vm *v, const void *payload, size_t len,
+		      uint64_t t0, struct err *e)
+{
+	struct eng_thaw_req q = {
+	    .base = v->r->base,
+	    .has_own = v->r->has_own,
+	    .own = v->r->own,
+	    .mailbox = len ? payload : NULL,
+	    .mailbox_len = len,
+	    .t0 = t0,
+	};
+
+	return eng_cell_thaw(v->m->env.cells, &q, &cell_events, v, &v->cell, e);
+}
+
+static struct reg_vm *make_record(struct eng_vms *m, const struct vm_run *rq)
+{
+	struct reg_vm *r = eng_reg_vm_add(m->env.reg);
+
+	snprintf(r->name, sizeof(r->name), "%s", rq->name ? rq->name : "");
+	strcpy(r->image, rq->image->name);
+	strcpy(r->version, rq->version->version);
+	r->base = rq->version->snap;
+	r->mem_mib = rq->version->mem_mib;
+	r->vcpus = rq->version->vcpus;
+	r->agent = rq->version->agent;
+	r->cold = rq->cold;
+	r->max_duration_s = rq->max_duration_s;
+	r->labels = rq->labels ? json_deep_copy(rq->labels) : json_object();
+	r->extra = rq->extra ? json_deep_copy(rq->extra) : json_object();
+	r->timings = json_object();
+	return r;
+}
+
+static int name_free(struct eng_vms *m, const char *name, struct err *e)
+{
+	size_t n;
+	struct reg_vm *const *vms = eng_reg_vms(m->env.reg, &n);
+
+	for (size_t i = 0; name && name[0] && i < n; i++) {
+		if (vms[i]->live && strcmp(vms[i]->name, name) == 0)
+			return err_set(e, -EBUSY,
+				       "the name %s is taken by %s, which is "
+				       "%s",
+				       name, vms[i]->id,
+				       eng_state_name(vms[i]->state));
+	}
+	return 0;
+}
+
+static int may_start(struct eng_vms *m, struct err *e)
+{
+	if (m->stopping)
+		return err_set(e, -ESHUTDOWN, "thawd is stopping");
+	return eng_reg_healthy(m->env.reg, e) ? 0 : -EIO;
+}
+
+// Takes the record of a run that never began out again; nobody saw it.
+static void unmake(struct eng_vm *v)
+{
+	struct reg_txn *t = eng_reg_begin(v->m->env.reg);
+
+	eng_timer_destroy(v->deadline);
+	v->r->live = NULL;
+	eng_reg_del_vm(t, v->r);
+	eng_reg_commit(t);
+	free(v);
+}
+
+int eng_vm_run(struct eng_vms *m, const struct vm_run *rq, struct reg_vm **out,
+	       struct err *e)
+{
+	struct eng_vm *v;
+	int rc = may_start(m, e);
+
+	if (!rc)
+		rc = name_free(m, rq->name, e);
+	if (!rc)
+		rc = eng_vms_fits(m, rq->version->mem_mib, e);
+	if (rc)
+		return rc;
+	v = vm_live_new(m, make_record(m, rq));
+	v->op = OP_START;
+	v->t0 = rq->t0;
+	// The restore goes first and the commit runs beside it.
+	rc = rq->cold ? start_cold(v, rq, e)
+		      : start_thaw(v, rq->payload, rq->payload_len, rq->t0, e);
+	if (rc) {
+		unmake(v);
+		return rc;
+	}
+	if (rq->cold && !v->r->agent && rq->payload_len) {
+		v->payload = malloc(rq->payload_len);
+		if (!v->payload)
+			abort();
+		memcpy(v->payload, rq->payload, rq->payload_len);
+		v->payload_len = rq->payload_len;
+	}
+	vm_arm_deadline(v); // from its creation; again when it runs
+	vm_born(v, rq->token, rq->params);
+	*out = v->r;
+	return 0;
+}
+
+// --- suspend
+// -------------------------------------------------------------------
+
+static void suspend_failed(struct eng_vm *v, const char *why)
+{
+	char text[256];
+
+	snprintf(text, sizeof(text), "suspend failed: %s", why);
+	v->has_cap = false;
+	v->op = OP_NONE;
+	vm_set_state(v, VM_RUNNING, "suspend-failed", "%s", text);
+	if (v->r->agent)
+		vm_log_attach(v);
+	vm_op_ended(v, text);
+}
+
+static void unfrozen(struct eng_vm *v, int rc, const char *why)
+{
+	if (rc)
+		log_warn("%s: its application may still be frozen: %s",
+			 v->r->id, why ? why : err_name(rc));
+	suspend_failed(v, v->op_error);
+}
+
+static void back_to_running(struct eng_vm *v, const char *why)
+{
+	snprintf(v->op_error, sizeof(v->op_error), "%s", why);
+	if (v->r->agent)
+		vm_talk_start(v, FREEZE_MS, encode_unfreeze, unfrozen);
+	else
+		suspend_failed(v, v->op_error);
+}
+
+static void note_suspend(struct eng_vm *v, const struct eng_capture_stats *st)
+{
+	json_t *t =
+	    json_pack("{s:I,s:I,s:I,s:I,s:I}", "parked",
+		      (json_int_t)(st->parked_ns / 1000), "capture",
+		      (json_int_t)(st->total_ns / 1000), "total",
+		      (json_int_t)((util_now_ns() - v->t0) / 1000),
+		      "dirtyMemoryPages", (json_int_t)st->dirty_mem_pages,
+		      "dirtyDiskPages", (json_int_t)st->dirty_disk_pages);
+
+	if (v->freeze_ns)
+		note(t, "freeze", v->freeze_ns, v->t0);
+	json_object_set_new(v->r->timings, "suspend", t);
+}
+
+static void captured(void *ctx, int rc, const char *why,
+		     const struct eng_capture_stats *st)
+{
+	struct eng_vm *v = ctx;
+
+	if (v->op != OP_SUSPEND) // terminate came in between
+		return;
+	if (rc) {
+		back_to_running(v, why ? why : err_name(rc));
+		return;
+	}
+	v->captured = true; // the cell's end follows
+	if (st)
+		note_suspend(v, st);
+}
+
+static void capture(struct eng_vm *v)
+{
+	struct eng_capture_req q = {
+	    // A cold run has no memory snapshot to be a child of.
+	    .image = v->r->cold && !v->r->base_is_own,
+	    .keep_running = false,
+	};
+	struct err e = ERR_INIT;
+
+	util_random(v->cap_id.b, sizeof(v->cap_id.b));
+	q.id = v->cap_id;
+	v->has_cap = true;
+	v->captured = false;
+	if (eng_cell_capture(v->cell, &q, captured, v, &e))
+		back_to_running(v, e.msg);
+}
+
+static void frozen(struct eng_vm *v, int rc, const char *why)
+{
+	if (rc) {
+		back_to_running(v, why ? why : err_name(rc));
+		return;
+	}
+	v->freeze_ns = util_now_ns();
+	vm_log_detach(v);
+	capture(v);
+}
+
+static void suspended(struct eng_vm *v)
+{
+	struct reg_vm *r = v->r;
+	struct pgc_id old = r->own;
+	bool drop_old = r->has_own;
+	uint64_t seq;
+
+	if (r->cold && !r->base_is_own) {
+		// Complete, without a parent: it is its own base from now on.
+		r->base = v->cap_id;
+		r->base_is_own = true;
+	} else {
+		r->own = v->cap_id;
+		r->has_own = true;
+	}
+	v->has_cap = false;
+	v->op = OP_NONE;
+	r->suspends++;
+	seq = vm_set_state(v, VM_SUSPENDED, "requested", "%s", "");
+	vm_op_ended(v, NULL);
+	eng_snaps_drop(v->m, seq, &old, drop_old);
+}
+
+static int wrong_state(const struct reg_vm *r, const char *verb, struct err *e)
+{
+	const struct eng_vm *v = r->live;
+	bool resuming = v && v->op == OP_RESUME;
+
+	return err_set(e, -EBUSY, "MicroVM %s cannot be %s: it is %s%s", r->id,
+		       verb, eng_state_name(r->state),
+		       resuming ? " and being resumed" : "");
+}
+
+int eng_vm_suspend(struct eng_vms *m, struct reg_vm *r, struct err *e)
+{
+	struct eng_vm *v = r->live;
+
+	(void)m;
+	if (r->state != VM_RUNNING || v->op != OP_NONE)
+		return wrong_state(r, "suspended", e);
+	if (!eng_reg_healthy(m->env.reg, e))
+		return -EIO;
+	v->op = OP_SUSPEND;
+	v->op_error[0] = '\0';
+	v->t0 = util_now_ns();
+	v->freeze_ns = 0;
+	vm_set_state(v, VM_SUSPENDING, "requested", "%s", "");
+	if (r->agent)
+		vm_talk_start(v, FREEZE_MS, encode_freeze, frozen);
+	else
+		capture(v);
+	return 0;
+}
+
+// --- resume
+// --------------------------------------------------------------------
+
+int eng_vm_resume(struct eng_vms *m, struct reg_vm *r, uint64_t t0,
+		  struct err *e)
+{
+	struct eng_vm *v = r->live;
+	int rc;
+
+	if (r->state != VM_SUSPENDED || v->op != OP_NONE)
+		return wrong_state(r, "resumed", e);
+	rc = may_start(m, e);
+	if (!rc && eng_vms_fits(m, r->mem_mib, e)) {
+		e->code = -EAGAIN; // the same sentence, another kind of "no"
+		rc = -EAGAIN;
+	}
+	if (rc)
+		return rc;
+	v->t0 = t0;
+	v->op_error[0] = '\0';
+	v->end_reason[0] = '\0';
+	rc = start_thaw(v, NULL, 0, t0, e);
+	if (rc)
+		return rc;
+	v->op = OP_RESUME;
+	json_object_del(r->timings, "resume");
+	return 0;
+}
+
+static void resume_failed(struct eng_vm *v, const char *why)
+{
+	char text[300];
+
+	snprintf(text, sizeof(text), "resume failed: %s", why);
+	log_warn("%s: %s", v->r->id, text);
+	vm_talk_stop(v);
+	vm_op_ended(v, text);
+}
+
+// --- the end -----------------------------------------------------------------
+
+void eng_vm_terminate(struct eng_vms *m, struct reg_vm *r, const char *code,
+		      const char *reason)
+{
+	struct eng_vm *v = r->live;
+
+	(void)m;
+	if (!v || r->state == VM_TERMINATED || r->state == VM_TERMINATING)
+		return;
+	snprintf(v->end_code, sizeof(v->end_code), "%s", code);
+	snprintf(v->end_reason, sizeof(v->end_reason), "%s", reason);
+	v->op = OP_TERMINATE;
+	vm_talk_stop(v);
+	vm_log_detach(v);
+	vm_set_state(v, VM_TERMINATING, code, "%s", reason);
+	if (v->cell)
+		eng_cell_kill(v->cell);
+	else
+		vm_ended(v, code, reason);
+}
+
+static const struct {
+	const char *code, *text;
+} endings[] = {
+    [ENG_END_KILLED] = {"killed", "its cell was ended"},
+    [ENG_END_POWEROFF] = {"guest-poweroff", "the guest powered off"},
+    [ENG_END_RESET] = {"guest-reset",
+		       "the guest asked for a reset or triple-faulted"},
+    [ENG_END_CRASHED] = {"cell-crashed", "its cell died"},
+    [ENG_END_MEMORY] = {"memory-lost", "a page of it could not be had"},
+    [ENG_END_FATAL] = {"vmm-failed", "its virtual machine cannot go on"},
+    [ENG_END_START] = {"start-failed", "it could not be started"},
+};
+
+static void why_ended(char *text, size_t cap, struct eng_vm *v,
+		      enum eng_end why, const char *detail)
+{
+	if (why == ENG_END_KILLED && v->end_reason[0])
+		snprintf(text, cap, "%s", v->end_reason);
+	else if (detail && detail[0])
+		snprintf(text, cap, "%s: %s", endings[why].text, detail);
+	else
+		snprintf(text, cap, "%s", endings[why].text);
+}
+
+void vm_cell_gone(void *ctx, enum eng_end why, const char *detail)
+{
+	struct eng_vm *v = ctx;
+	char text[256];
+
+	v->cell = NULL;
+	vm_talk_stop(v);
+	vm_log_detach(v);
+	why_ended(text, sizeof(text), v, why, detail);
+	switch (v->op) {
+	case OP_TERMINATE:
+		vm_ended(v, v->end_code, v->end_reason);
+		break;
+	case OP_SUSPEND:
+		if (v->captured)
+			suspended(v);
+		else
+			vm_ended(v, endings[why].code, text);
+		break;
+	case OP_RESUME:
+		resume_failed(v, text);
+		break;
+	case OP_START:
+		vm_ended(v,
+			 why == ENG_END_KILLED ? "start-failed"
+					       : endings[why].code,
+			 text);
+		break;
+	default:
+		vm_ended(v, endings[why].code, text);
+		break;
+	}
+}
