@@ -115,13 +115,13 @@ static void set_text(struct cli *c, json_t *body, const char *opt,
 
 static int set_numbers(struct cli *c, json_t *body)
 {
-	uint64_t mem = 0, disk = 0, vcpus = 0, port = 0, ready = 0;
+	uint64_t mem = 0, disk = 0, vcpus = 0, port = 0, ready = 300;
 	int rc = cli_mib(c, "memory", &mem);
 
 	rc = rc ? rc : cli_mib(c, "disk", &disk);
 	rc = rc ? rc : cli_number(c, "vcpus", 16, &vcpus);
 	rc = rc ? rc : cli_number(c, "port", 65535, &port);
-	rc = rc ? rc : cli_number(c, "ready-timeout", 86400, &ready);
+	rc = rc ? rc : cli_number(c, "ready-timeout", 3600, &ready);
 	if (rc)
 		return rc;
 	if (mem)
@@ -197,21 +197,23 @@ static int make_request(struct cli *c, json_t *body)
 
 static void show_image(struct cli *c, const json_t *image)
 {
-	char a[32];
-	double stored = (double)cli_int(image, "storedBytes", -1);
+	const json_t *sizes = json_object_get(image, "sizes");
+	double raw = (double)(cli_int(sizes, "memoryNonZeroBytes", 0) +
+			      cli_int(sizes, "diskNonZeroBytes", 0));
+	char a[32], b[32];
 
 	if (c->json) {
 		cli_print_json(image, false);
 		return;
 	}
 	cli_put(stdout, c->argv[0]);
-	if (*cli_str(image, "imageVersion")) {
-		putchar(' ');
-		cli_put(stdout, cli_str(image, "imageVersion"));
-	}
-	if (stored >= 0)
-		printf(" (%s stored)", cli_mib_text(stored, a, sizeof(a)));
-	putchar('\n');
+	putchar(' ');
+	cli_put(stdout, cli_str(image, "version"));
+	printf(": %s of pages, %s stored, built in %.1f s\n",
+	       cli_mib_text(raw, a, sizeof(a)),
+	       cli_mib_text((double)cli_int(sizes, "storedBytes", 0), b,
+			    sizeof(b)),
+	       (double)cli_int(sizes, "totalMs", 0) / 1000);
 }
 
 // One line of the answer. Returns -1 to go on, or the exit code.

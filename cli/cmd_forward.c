@@ -250,8 +250,8 @@ static int accept_all(struct cli *c, int fd, const char *path, const char *what)
 int cmd_forward(struct cli *c)
 {
 	const char *host = NULL, *local = NULL;
+	static char *path, what[80]; // threads use them to the process's end
 	json_t *vm = NULL;
-	char *path, what[80];
 	unsigned guest = 0;
 	int fd = -1;
 	int code = parse_ports(c, c->argv[1], &host, &local, &guest);
@@ -275,6 +275,5 @@ int cmd_forward(struct cli *c)
 	snprintf(what, sizeof(what), "forward to port %u", guest);
 	code = accept_all(c, fd, path, what);
 	close(fd);
-	// Threads may still read `path`: the process ends now.
 	return code;
 }

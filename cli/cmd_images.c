@@ -4,54 +4,56 @@
 
 #include "cli.h"
 
+// The newest version stands for the image.
+static void add_row(struct cli_table *t, const json_t *im)
+{
+	const json_t *versions = json_object_get(im, "versions");
+	const json_t *v = json_array_get(versions, json_array_size(versions) -
+						       1); // NULL when empty
+	const json_t *sizes = json_object_get(v, "sizes");
+	double when = json_number_value(json_object_get(im, "updatedAt"));
+	double raw = (double)(cli_int(sizes, "memoryNonZeroBytes", 0) +
+			      cli_int(sizes, "diskNonZeroBytes", 0));
+	char a[32], b[32], d[32];
+
+	cli_table_add(t, 0, "%s", cli_str(im, "name"));
+	cli_table_add(t, 1, "%s", cli_str(v, "version"));
+	cli_table_add(t, 2, "%s", cli_str(v, "state"));
+	cli_table_add(t, 3, "%s", cli_ago(when, a, sizeof(a)));
+	cli_table_add(t, 4, "%lld MiB", (long long)cli_int(v, "memoryMiB", 0));
+	cli_table_add(t, 5, "%lld", (long long)cli_int(v, "vcpus", 0));
+	cli_table_add(t, 6, "%s", cli_mib_text(raw, b, sizeof(b)));
+	cli_table_add(t, 7, "%s",
+		      cli_mib_text((double)cli_int(sizes, "storedBytes", -1), d,
+				   sizeof(d)));
+	cli_table_add(t, 8, "%lld", (long long)cli_int(im, "microvms", 0));
+}
+
 int cmd_images(struct cli *c)
 {
 	static const char *const heads[] = {"NAME",    "VERSION", "STATE",
 					    "CREATED", "MEMORY",  "VCPUS",
-					    "RAW",     "STORED"};
+					    "RAW",     "STORED",  "MICROVMS"};
 	struct cli_table t;
 	json_t *list, *im;
-	char a[32], b[32], d[32];
 	size_t i;
 	int code = cli_list(c, "images", CLI_OWN "/images", &list);
 
 	if (code)
 		return code;
-	if (c->json) {
-		cli_print_json(list, false);
-		json_decref(list);
-		return 0;
-	}
 	cli_table_init(&t, heads, ARRAY_SIZE(heads));
 	json_array_foreach(list, i, im)
 	{
-		if (cli_flag(c, "quiet")) {
+		if (!c->json && cli_flag(c, "quiet")) {
 			cli_put(stdout, cli_str(im, "name"));
 			putchar('\n');
-			continue;
+		} else if (!c->json) {
+			add_row(&t, im);
 		}
-		cli_table_add(&t, 0, "%s", cli_str(im, "name"));
-		cli_table_add(&t, 1, "%s", cli_str(im, "imageVersion"));
-		cli_table_add(&t, 2, "%s", cli_str(im, "state"));
-		cli_table_add(
-		    &t, 3, "%s",
-		    cli_ago(json_number_value(json_object_get(im, "createdAt")),
-			    a, sizeof(a)));
-		cli_table_add(&t, 4, "%lld MiB",
-			      (long long)cli_int(im, "memoryMiB", 0));
-		cli_table_add(&t, 5, "%lld",
-			      (long long)cli_int(im, "vcpus", 0));
-		cli_table_add(&t, 6, "%s",
-			      cli_mib_text((double)cli_int(im, "rawBytes", -1),
-					   b, sizeof(b)));
-		cli_table_add(
-		    &t, 7, "%s",
-		    cli_mib_text((double)cli_int(im, "storedBytes", -1), d,
-				 sizeof(d)));
 	}
-	if (cli_flag(c, "quiet"))
-		free(t.cells);
-	else
+	if (c->json)
+		cli_print_json(list, false);
+	else if (!cli_flag(c, "quiet"))
 		cli_table_print(&t, !cli_flag(c, "no-header"));
 	json_decref(list);
 	return 0;

@@ -70,7 +70,11 @@ static void show_event(const json_t *ev)
 	if (localtime_r(&sec, &tm))
 		strftime(when, sizeof(when), "%Y-%m-%d %H:%M:%S", &tm);
 	printf("%s  ", when);
-	cli_put(stdout, cli_short_id(cli_str(ev, "id"), id, sizeof(id)));
+	if (*cli_str(ev, "id"))
+		cli_put(stdout,
+			cli_short_id(cli_str(ev, "id"), id, sizeof(id)));
+	else
+		cli_put(stdout, cli_str(ev, "image"));
 	if (*name) {
 		putchar(' ');
 		cli_put(stdout, name);
@@ -87,6 +91,10 @@ static void show_event(const json_t *ev)
 	if (*cli_str(ev, "reason")) {
 		printf("  ");
 		cli_put(stdout, cli_str(ev, "reason"));
+	}
+	if (*cli_str(ev, "detail")) {
+		printf(": ");
+		cli_put(stdout, cli_str(ev, "detail"));
 	}
 	putchar('\n');
 }

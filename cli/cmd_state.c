@@ -19,7 +19,11 @@ static int change_one(struct cli *c, const struct change *k, const char *id,
 	json_t *vm = NULL;
 	int code;
 
-	if (asprintf(&path, "%s%s", base, k->tail) < 0)
+	// Waiting in the request itself brings the reason when it fails.
+	if (cli_flag(c, "no-wait")
+		? asprintf(&path, "%s%s", base, k->tail) < 0
+		: asprintf(&path, "%s%s?wait=%s&timeout=%u", base, k->tail,
+			   k->state, (unsigned)MIN(timeout_s, 3600u)) < 0)
 		abort();
 	free(base);
 	code = cli_call(c, id, k->method, path, NULL, NULL);

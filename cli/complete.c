@@ -85,13 +85,13 @@ static void bash_script(void)
 	     "		COMPREPLY=($(compgen -f -- \"$cur\")); return ;;\n"
 	     "	esac\n"
 	     "	case $verb in");
-	printf("	'') words='");
+	printf("	''|help) words='");
 	for (const struct cli_command *k = cli_commands; k->name; k++)
 		if (k->summary)
 			printf("%s ", k->name);
 	printf("--json --socket --help' ;;\n");
 	for (const struct cli_command *k = cli_commands; k->name; k++) {
-		if (!k->summary)
+		if (!k->summary || !strcmp(k->name, "help"))
 			continue;
 		printf("	%s) words='", k->name);
 		bash_words(cli_global_opts);
@@ -101,9 +101,6 @@ static void bash_script(void)
 			printf("; words+=' bash zsh fish'");
 		if (!strcmp(k->name, "wait"))
 			printf("; words+=' RUNNING SUSPENDED TERMINATED'");
-		if (!strcmp(k->name, "help"))
-			printf("; COMP_WORDS=(thaw \"$cur\") COMP_CWORD=1; "
-			       "_thaw; return");
 		if (ids_of(k))
 			printf("\n		[[ $cur == -* ]] || words+=\" "
 			       "$(thaw __ids %s 2>/dev/null)\"",

@@ -16,7 +16,12 @@ static const struct {
     {"ConflictException", 409, CLI_CONFLICT},
     {"ServiceQuotaExceededException", 402, CLI_QUOTA},
     {"ThrottlingException", 429, CLI_QUOTA},
-    {"InsufficientStorageException", 507, CLI_QUOTA},
+    // A build's stream has begun with 200: its error is an errno's name.
+    {"ENOSPC", 507, CLI_QUOTA},
+    {"EDQUOT", 0, CLI_QUOTA},
+    {"EFBIG", 0, CLI_QUOTA},
+    {"ENOENT", 0, CLI_NOT_FOUND},
+    {"EBUSY", 0, CLI_CONFLICT},
 };
 
 int cli_exit_of(const char *type, int status)

@@ -1,0 +1,669 @@
+#!/usr/bin/python3
+"""The command line against a fake thawd (fake_thawd.py). TAP on stdout.
+
+usage: test_cli.py PATH-OF-thaw
+"""
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from fake_thawd import (FakeThawd, Frames, UPGRADE, answer, chunked, error,
+                        frame)
+
+THAW = os.path.abspath(sys.argv[1])
+TOP = tempfile.mkdtemp(prefix="thaw-cli-test-")
+SOCK = os.path.join(TOP, "s")
+FAKE = FakeThawd(SOCK)
+count = failed = 0
+ID = "microvm-0123abcd-1111-2222-3333-444455556666"
+ARN = "arn:aws:lambda:us-east-1:000000000000:microvm-image:"
+OK, ERROR, STDIN, STDOUT, STDERR, RESIZE, SIGNAL, EXIT = range(32, 40)
+
+
+def check(ok, name, detail=""):
+    global count, failed
+    count += 1
+    failed += not ok
+    print(f"{'ok' if ok else 'not ok'} {count} - {name}")
+    if not ok:
+        for line in str(detail).splitlines()[:20]:
+            print(f"#   {line}")
+    sys.stdout.flush()
+
+
+def thaw(*args, stdin="", env=None, socket_path=SOCK):
+    FAKE.seen.clear()
+    e = dict(os.environ, THAW_SOCKET=socket_path, LC_ALL="C.UTF-8")
+    e.update(env or {})
+    return subprocess.run([THAW, *args], input=stdin, capture_output=True,
+                          text=True, timeout=30, env=e)
+
+
+def serve(table):
+    """{"METHOD /path": answer bytes or callable}"""
+    def handle(r, conn):
+        a = table.get(f"{r.method} {r.path}")
+        if a is None:
+            return error(404, "ResourceNotFoundException",
+                         f"no {r.method} {r.path}")
+        return a(r, conn) if callable(a) else a
+    FAKE.handle = handle
+
+
+def vm(state="RUNNING", **more):
+    v = {"microvmId": ID, "state": state, "imageArn": ARN + "demo",
+         "imageVersion": "1.0", "startedAt": time.time() - 190,
+         "thaw": {"name": "web", "labels": {"tier": "a", "b": "2"}}}
+    v.update(more)
+    return v
+
+
+VM = f"/2025-09-09/microvms/{ID}"
+VMS = "/2025-09-09/microvms"
+
+
+def exit_codes():
+    serve({})
+    r = thaw("suspend", "nope")
+    check(r.returncode == 3 and "no POST" in r.stderr and r.stdout == "",
+          "404 is exit code 3, said on stderr", r)
+    for status, kind, code in ((409, "ConflictException", 4),
+                               (402, "ServiceQuotaExceededException", 5),
+                               (429, "ThrottlingException", 5),
+                               (400, "ValidationException", 1),
+                               (500, "InternalServerException", 1)):
+        serve({f"POST {VMS}": error(status, kind, "because", "Retry-After: 5\r\n")})
+        r = thaw("run", "demo")
+        check(r.returncode == code and r.stderr == "thaw: run: because "
+              "(try again in 5 s)\n", f"{status} is exit code {code}", r)
+    r = thaw("ps", socket_path=TOP + "/none")
+    check(r.returncode == 125 and "cannot reach thawd" in r.stderr
+          and "--socket" in r.stderr, "no thawd is exit code 125", r)
+    for args in (["nonsense"], ["ps", "--nonsense"], ["run"], [],
+                 ["wait", ID, "ASLEEP"], ["ps", "extra"],
+                 ["build", "x", "--rootfs", "/r"],
+                 ["build", "x", "--rootfs", "/r", "--kernel", "/k"],
+                 ["build", "x", "--rootfs", "/r", "--entrypoint", "a 'b"],
+                 ["build", "x", "--rootfs", "/r", "--memory", "lots",
+                  "--entrypoint", "a"],
+                 ["run", "x", "--label", "nolabel"],
+                 ["run", "x", "--count", "2", "--name", "n"],
+                 ["ps", "--filter", "colour=red"], ["forward", ID, "80"],
+                 ["forward", ID, "8080:0"], ["exec", ID], ["--nonsense"],
+                 ["exec", "-t", ID, "ls"]):
+        r = thaw(*args)
+        check(r.returncode == 2 and r.stderr and not FAKE.seen,
+              f"usage: {' '.join(args)}", r)
+
+
+def lists():
+    serve({f"GET {VMS}": lambda r, c: answer(
+        {"items": [vm()], "nextToken": "a=&b"} if "nextToken" not in r.query
+        else {"items": [vm("TERMINATED", microvmId="microvm-ffff0000-x"),
+                        vm("SUSPENDED", microvmId="microvm-eeee0000-x",
+                           imageArn=ARN + "other",
+                           thaw={"name": "", "labels": {}})]})})
+    r = thaw("ps")
+    lines = r.stdout.splitlines()
+    check(r.returncode == 0 and len(lines) == 3
+          and lines[0].split() == ["ID", "NAME", "IMAGE", "STATE", "CREATED",
+                                   "LABELS"], "ps prints a table", r)
+    check(re.fullmatch(r"microvm-0123abcd  web   demo   RUNNING    3 minutes "
+                       r"ago  tier=a,b=2", lines[1]) is not None,
+          "with name, image, state, age and labels", lines)
+    check(FAKE.seen[1].query.get("nextToken") == "a=&b",
+          "further pages are fetched with the token encoded",
+          [x.target for x in FAKE.seen])
+    check("microvm-ffff" not in r.stdout, "terminated ones are left out", r)
+    check("microvm-ffff" in thaw("ps", "-a").stdout, "-a shows them")
+    r = thaw("ps", "--no-header")
+    check([x.split() for x in r.stdout.splitlines()]
+          == [x.split() for x in lines[1:]], "--no-header", r)
+    check(thaw("ps", "-q").stdout.splitlines() == [ID, "microvm-eeee0000-x"],
+          "-q prints whole ids only")
+    check(ID in thaw("ps", "--no-trunc").stdout, "--no-trunc")
+    r = thaw("ps", "--json", "-a")
+    check([v["state"] for v in json.loads(r.stdout)]
+          == ["RUNNING", "TERMINATED", "SUSPENDED"], "--json is one array", r)
+    r = thaw("ps", "-f", "label=a=b&c", "--filter", "state=suspended", "-q")
+    check(r.stdout == "microvm-eeee0000-x\n"
+          and FAKE.seen[0].query["label"] == "a=b&c", "filters", r)
+    check(thaw("--json", "ps").stdout.startswith("["), "--json before the verb")
+    image = {"name": "demo", "updatedAt": time.time() - 86400 * 3,
+             "microvms": 2, "versions": [
+                 {"version": "1.0", "state": "FAILED", "memoryMiB": 1,
+                  "vcpus": 1, "sizes": {}},
+                 {"version": "2.0", "state": "SUCCESSFUL", "memoryMiB": 512,
+                  "vcpus": 2, "sizes": {"storedBytes": 52 << 20,
+                                        "memoryNonZeroBytes": 100 << 20,
+                                        "diskNonZeroBytes": 50 << 20}}]}
+    serve({"GET /thaw/v1/images": answer({"items": [image]})})
+    r = thaw("images", "--no-header")
+    check(r.stdout.split() == "demo 2.0 SUCCESSFUL 3 days ago 512 MiB 2 150 MiB"
+          " 52 MiB 2".split(), "images shows the newest version", r)
+    check(thaw("images", "-q").stdout == "demo\n", "images -q")
+    serve({f"GET {VMS}": answer({"items": [vm(
+        thaw={"name": "a\x1b[31m\nb", "labels": {}})]})})
+    r = thaw("ps")
+    check("\x1b" not in r.stdout and len(r.stdout.splitlines()) == 2,
+          "control characters of names are made harmless", repr(r.stdout))
+
+
+def run_and_wait():
+    polls = []
+
+    def get(r, conn):
+        polls.append(r.query)
+        return answer(vm("RUNNING" if len(polls) > 1 else "PENDING"))
+    serve({f"POST {VMS}": answer(vm("PENDING")), f"GET {VM}": get})
+    r = thaw("run", "demo", "--name", "web", "-l", "k=v=w", "-l", "x=",
+             "--payload", "hello", "--cold", "--wait", "--max-duration", "60")
+    check(r.returncode == 0 and r.stdout == ID + "\n", "run prints the id", r)
+    check(FAKE.seen[0].json == {
+        "imageIdentifier": "demo", "name": "web", "cold": True,
+        "labels": {"k": "v=w", "x": ""}, "runHookPayload": "hello",
+        "maximumDurationInSeconds": 60}, "run's request", FAKE.seen[0].json)
+    check(len(polls) == 2 and polls[0]["wait"] == "RUNNING",
+          "--wait asks until it is there", polls)
+    with open(TOP + "/payload", "w") as f:
+        f.write("from file")
+    thaw("run", "demo", "--payload", "@" + TOP + "/payload")
+    check(FAKE.seen[0].json["runHookPayload"] == "from file", "--payload @FILE")
+    r = thaw("run", "demo", "--payload", "x" * 4097)
+    check(r.returncode == 2 and "4096" in r.stderr, "a payload too long", r)
+    r = thaw("run", "demo", "-n", "3")
+    check(r.stdout == (ID + "\n") * 3, "--count", r)
+    serve({f"GET {VM}": answer(vm("TERMINATED", stateReason="it crashed"))})
+    r = thaw("wait", ID, "running")
+    check(r.returncode == 4 and "it crashed" in r.stderr,
+          "waiting for what cannot come is a conflict", r)
+    serve({f"GET {VM}": answer(vm("SUSPENDED"))})
+    r = thaw("wait", ID, "RUNNING", "--timeout", "0")
+    check(r.returncode == 1 and "still SUSPENDED" in r.stderr,
+          "a timeout is a failure", r)
+
+
+def changes():
+    state = ["RUNNING"]
+
+    def change(to):
+        def f(r, conn):
+            state[0] = to
+            return answer({})
+        return f
+    serve({f"POST {VM}/suspend": change("SUSPENDED"),
+           f"POST {VM}/resume": change("RUNNING"),
+           f"DELETE {VM}": change("TERMINATED"),
+           f"GET {VM}": lambda r, c: answer(vm(state[0]))})
+    r = thaw("suspend", ID)
+    check(r.returncode == 0 and r.stdout == ID + "\n"
+          and FAKE.seen[0].query["wait"] == "SUSPENDED", "suspend", r)
+    r = thaw("resume", ID, "--json")
+    check(json.loads(r.stdout)["state"] == "RUNNING", "resume --json", r)
+    r = thaw("rm", ID)
+    check(r.returncode == 4 and "rm -f" in r.stderr and state[0] == "RUNNING",
+          "rm spares a running one", r)
+    r = thaw("rm", "-f", ID, "unknown", ID)
+    check(r.returncode == 0 and state[0] == "TERMINATED"
+          and r.stdout == (ID + "\n") * 2, "rm -f of several", r)
+    r = thaw("suspend", "unknown", ID)
+    check(r.returncode == 3 and r.stdout == ID + "\n",
+          "one failure of several is the exit code; the rest is done", r)
+    r = thaw("resume", "a/b?c#d e")
+    check(FAKE.seen[0].target.startswith(
+        "/2025-09-09/microvms/a%2Fb%3Fc%23d%20e/resume"),
+          "names are percent-encoded", FAKE.seen[0].target)
+    serve({"GET /thaw/v1/microvms/web": answer({"a": {"b": 1}})})
+    r = thaw("inspect", "web")
+    check(json.loads(r.stdout) == {"a": {"b": 1}} and "\n" in r.stdout.strip(),
+          "inspect pretty-prints", r)
+    check(thaw("inspect", "gone").returncode == 3, "inspect of nothing")
+    serve({"DELETE /2025-09-09/microvm-images/demo": answer({"state": "DELETED"})})
+    check(thaw("rmi", "demo").stdout == "demo\n", "rmi")
+    check(thaw("rmi", "-f", "other").returncode == 0, "rmi -f of nothing")
+
+
+def builds():
+    done = {"name": "demo", "version": "1.0", "sizes": {
+        "storedBytes": 5 << 20, "memoryNonZeroBytes": 20 << 20,
+        "totalMs": 2500}}
+    lines = [{"progress": {"stage": "disk", "percent": 5, "text": "reading"}},
+             {"log": "hello from \x1b[1mguest\n"},
+             {"progress": {"stage": "boot", "percent": -1, "text": "booting"}},
+             {"image": done}]
+    text = b"".join(json.dumps(x).encode() + b"\n" for x in lines)
+    serve({"POST /thaw/v1/images": chunked([text[:7], text[7:90], text[90:]])})
+    r = thaw("build", "demo", "--rootfs", "rel/dir", "-p", "8080", "-m", "1G",
+             "--disk", "300", "-c", "2", "-e", "A=b c", "-e", "HOME", "-u", "www",
+             "-w", "/srv", "--entrypoint", "python3 -m 'my app' \"x\\\"y\" a\\ b",
+             env={"HOME": "/h"})
+    check(r.returncode == 0 and r.stdout
+          == "demo 1.0: 20 MiB of pages, 5.0 MiB stored, built in 2.5 s\n",
+          "build prints what it made", r)
+    check(r.stderr == "disk: reading (5%)\nboot: booting\n",
+          "progress is plain lines without a terminal", r.stderr)
+    check(FAKE.seen[0].json == {
+        "name": "demo", "rootfs": os.getcwd() + "/rel/dir", "readyPort": 8080,
+        "memoryMiB": 1024, "diskMiB": 300, "vcpus": 2, "env": ["A=b c",
+        "HOME=/h"], "user": "www", "workingDirectory": "/srv",
+        "readyTimeoutSeconds": 300, "entrypoint":
+        ["python3", "-m", "my app", 'x"y', "a b"]},
+          "build's request", FAKE.seen[0].json)
+    r = thaw("build", "demo", "--rootfs", "/r", "-v", "--", "sh", "-c",
+             "a 'b' $c", "--json")
+    check(FAKE.seen[0].json["entrypoint"] == ["sh", "-c", "a 'b' $c", "--json"]
+          and not r.stdout.startswith("{"),
+          "words after -- are taken as they are", FAKE.seen[0].json)
+    check("hello from [1mguest" in r.stderr,
+          "-v shows the guest's output, without escapes", r.stderr)
+    r = thaw("build", "demo", "--rootfs", "/r", "extra", "--", "sh")
+    check(r.returncode == 2, "words before -- are a mistake", r)
+    r = thaw("build", "k", "--kernel", "/k.elf", "--cmdline", "a b", "--json")
+    check(json.loads(r.stdout) == done and FAKE.seen[0].json["cmdline"] == "a b"
+          and "entrypoint" not in FAKE.seen[0].json, "build --kernel --json", r)
+    for kind, code in (("ENOSPC", 5), ("EACCES", 1), ("EBUSY", 4)):
+        serve({"POST /thaw/v1/images": chunked([json.dumps(
+            {"error": {"type": kind, "message": "full"}}).encode() + b"\n"])})
+        r = thaw("build", "demo", "--rootfs", "/r", "--entrypoint", "x")
+        check(r.returncode == code and r.stderr == "thaw: build: full\n",
+              f"a failed build: {kind} is exit code {code}", r)
+    serve({"POST /thaw/v1/images": chunked([text[:90]], end=b"")})
+    r = thaw("build", "demo", "--rootfs", "/r", "--entrypoint", "x")
+    check(r.returncode == 1 and "ended within" in r.stderr,
+          "thawd's death during a build is a failure", r)
+    serve({"POST /thaw/v1/images": chunked([text[:text.index(b'{"image')]])})
+    r = thaw("build", "demo", "--rootfs", "/r", "--entrypoint", "x")
+    check(r.returncode == 1 and "went away" in r.stderr,
+          "an answer without a result is a failure", r)
+
+
+def hostile():
+    """Whatever thawd sends, an error and not a wrong answer."""
+    body = b'{"items":[]}'
+    head = b"HTTP/1.1 200 OK\r\n"
+    cases = [
+        ("a chunk's size with a sign", chunked([], b"+5\r\nhello\r\n0\r\n\r\n")),
+        ("a negative chunk", chunked([], b"-1\r\n\r\n")),
+        ("a chunk of 2^64 bytes", chunked([], b"10000000000000000\r\nx\r\n")),
+        ("a chunk's size of nothing", chunked([], b"\r\n\r\n")),
+        ("a chunk longer than it says", chunked([], b"2\r\n{}x\r\n0\r\n\r\n")),
+        ("a chunk without its end", chunked([body], b"")),
+        ("a chunk cut short", chunked([], b"ff\r\n{}")),
+        ("trailers without end", chunked([body], b"0\r\n" + b"a: b\r\n" * 9)),
+        ("trailers for ever", chunked([body], b"0\r\n" + b"a: b\r\n" * 20000)),
+        ("an endless chunk extension", chunked([], b"2;" + b"x" * 99999)),
+        ("two lengths", head + b"Content-Length: 2\r\nContent-Length: 12\r\n\r\n"
+         + body),
+        ("a length and chunks", head + b"Content-Length: 12\r\n"
+         b"Transfer-Encoding: chunked\r\n\r\n" + body),
+        ("an unknown coding", head + b"Transfer-Encoding: xchunked\r\n\r\n"
+         + body),
+        ("a negative length", head + b"Content-Length: -1\r\n\r\n" + body),
+        ("a length that is no number", head + b"Content-Length: 0x5\r\n\r\n"),
+        ("a body cut short", head + b"Content-Length: 999\r\n\r\n" + body),
+        ("a header without a colon", head + b"nonsense\r\n\r\n"),
+        ("a blank before the colon", head + b"Content-Length : 2\r\n\r\n{}"),
+        ("a bare line feed", b"HTTP/1.1 200 OK\nContent-Length: 2\r\n\r\n{}"),
+        ("a NUL in the head", head + b"A: b\0c\r\nContent-Length: 2\r\n\r\n{}"),
+        ("a head without end", head + b"A: b\r\n" * 30000),
+        ("a line without end", head + b"A: " + b"b" * 100000),
+        ("another protocol", b"SSH-2.0-OpenSSH_9.2\r\n\r\n"),
+        ("nothing at all", b""),
+        ("JSON cut short", answer(b'{"items":[')),
+        ("no JSON", answer(b"<html>")),
+        ("duplicate garbage after JSON", answer(b"{}{}")),
+        ("status 999999", b"HTTP/1.1 9999 OK\r\n\r\n"),
+    ]
+    for name, raw in cases:
+        def handle(r, conn, raw=raw):
+            conn.sendall(raw)
+        FAKE.handle = handle
+        r = thaw("images")
+        check(r.returncode == 1 and r.stderr.startswith("thaw: images: ")
+              and r.stdout == "", f"hostile: {name}", r)
+    slow = answer({"items": [{"name": "x" * 300000, "versions": []}]})
+
+    def handle(r, conn):
+        for i in range(0, len(slow), 4099):
+            conn.sendall(slow[i:i + 4099])
+    FAKE.handle = handle
+    check(len(thaw("images", "-q").stdout) == 300001, "a long answer in pieces")
+    FAKE.handle = lambda r, c: chunked(
+        [bytes([b]) for b in b'{"items":[{"name":"n","versions":[]}]}'])
+    check(thaw("images", "-q").stdout == "n\n", "chunks of one byte")
+    FAKE.handle = lambda r, c: (b"HTTP/1.1 100 Continue\r\n\r\n"
+                                + answer({"items": []}))
+    check(thaw("images", "-q").returncode == 0, "100 Continue is skipped")
+
+
+def execs():
+    got = {}
+
+    def run(script):
+        def handle(r, conn):
+            got["request"] = r
+            got["frames"] = []
+            return script(r, conn)
+        serve({f"POST /thaw/v1/microvms/{ID}/exec": handle})
+
+    def simple(r, conn):
+        conn.sendall(UPGRADE + frame(STDOUT, b"out") + frame(STDERR, b"err")
+                     + frame(STDOUT) + frame(EXIT, struct.pack("<I", 42)))
+    run(simple)
+    r = thaw("exec", "-e", "A=1", "-u", "www", "-w", "/tmp", ID, "ls", "-l", "--",
+             "x")
+    check(r.returncode == 42 and r.stdout == "out" and r.stderr == "err",
+          "exec passes output and the exit code", r)
+    check(got["request"].json == {"command": ["ls", "-l", "--", "x"],
+          "env": ["A=1"], "user": "www", "cwd": "/tmp", "tty": False}
+          and got["request"].headers["upgrade"] == "thaw-exec",
+          "exec's request", got["request"].json)
+    thaw("exec", ID, "--", "ls", "--all")
+    check(got["request"].json["command"] == ["ls", "--all"],
+          "-- after the id is left out", got["request"].json)
+
+    def split(r, conn):
+        data = (frame(OK) + frame(STDOUT, b"x" * 200000)
+                + frame(EXIT, struct.pack("<I", 130)))
+        conn.sendall(UPGRADE + data[:3])
+        for i in range(3, len(data), 3333):
+            conn.sendall(data[i:i + 3333])
+    run(split)
+    r = thaw("exec", ID, "x")
+    check(r.returncode == 130 and r.stdout == "x" * 200000,
+          "frames in pieces, and 128+n", r.returncode)
+
+    def echo(r, conn):
+        conn.sendall(UPGRADE)
+        f = Frames(conn, r.early)
+        while True:
+            kind, data = f.next()
+            if kind != STDIN or not data:
+                break
+            conn.sendall(frame(STDOUT, data))
+        conn.sendall(frame(EXIT, struct.pack("<I", 0 if kind == STDIN else 9)))
+    run(echo)
+    text = "".join(f"line {i}\n" for i in range(50000))
+    r = thaw("exec", "-i", ID, "cat", stdin=text)
+    check(r.returncode == 0 and r.stdout == text,
+          "-i passes input whole, and its end", (r.returncode, len(r.stdout)))
+    r = thaw("exec", ID, "cat", stdin="ignored")
+    check(r.returncode == 0 and r.stdout == "", "without -i input is empty", r)
+    for code, want, text in ((2, 127, "no such file"), (13, 126, "denied"),
+                             (5, 1, "broken")):
+        run(lambda r, c, code=code, text=text: UPGRADE + frame(
+            ERROR, struct.pack("<I", code) + text.encode()))
+        r = thaw("exec", ID, "x")
+        check(r.returncode == want and text in r.stderr,
+              f"errno {code} is exit code {want}", r)
+    for name, data in (("a reserved byte", struct.pack("<BBHI", 35, 1, 0, 0)),
+                       ("an unknown type", frame(99)),
+                       ("a frame of 4 GiB", struct.pack("<BBHI", 35, 0, 0,
+                                                        0xffffffff)),
+                       ("an exit code of 256", frame(EXIT, struct.pack("<I", 256))),
+                       ("a short exit", frame(EXIT, b"\0")),
+                       ("a short error", frame(ERROR, b"\0")),
+                       ("the end", b""), ("half a frame", frame(STDOUT, b"xx")[:9])):
+        run(lambda r, c, data=data: UPGRADE + data)
+        r = thaw("exec", ID, "x")
+        check(r.returncode == 1 and r.stderr.startswith("thaw: exec: "),
+              f"hostile guest: {name}", r)
+    run(lambda r, c: answer({}))
+    check(thaw("exec", ID, "x").returncode == 1, "no upgrade is a failure")
+    serve({f"POST /thaw/v1/microvms/{ID}/exec": answer(
+        {"exitCode": 7, "stdout": "a", "stderr": "b"})})
+    r = thaw("exec", "--json", ID, "x")
+    check(r.returncode == 7 and json.loads(r.stdout)["stdout"] == "a"
+          and "upgrade" not in FAKE.seen[0].headers, "exec --json", r)
+
+
+def exec_signals():
+    frames = []
+
+    def wait_signal(r, conn):
+        conn.sendall(UPGRADE + frame(STDOUT, b"up\n"))
+        f = Frames(conn, r.early)
+        while True:
+            kind, data = f.next()
+            if kind is None:
+                return
+            frames.append((kind, data))
+            if kind == SIGNAL:
+                conn.sendall(frame(EXIT, struct.pack("<I", 130)))
+    serve({f"POST /thaw/v1/microvms/{ID}/exec": wait_signal})
+    p = subprocess.Popen([THAW, "--socket", SOCK, "exec", ID, "sleep"],
+                         stdout=subprocess.PIPE)
+    p.stdout.readline()
+    p.send_signal(signal.SIGINT)
+    check(p.wait(10) == 130 and (SIGNAL, struct.pack("<I", 2)) in frames,
+          "Ctrl-C goes to the command", frames)
+
+
+def exec_tty():
+    frames = []
+
+    def handle(r, conn):
+        frames.append(("request", r.json))
+        conn.sendall(UPGRADE + frame(STDOUT, b"prompt"))
+        f = Frames(conn, r.early)
+        while True:
+            kind, data = f.next()
+            frames.append((kind, data))
+            if kind is None or data.endswith(b"\x04"):
+                break
+        conn.sendall(frame(EXIT, struct.pack("<I", 3)))
+    serve({f"POST /thaw/v1/microvms/{ID}/exec": handle})
+    import fcntl
+    import termios
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.environ["TERM"] = "vt100"
+        os.execv(THAW, [THAW, "--socket", SOCK, "exec", "-it", ID, "sh"])
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    out = b""
+    while b"prompt" not in out:
+        out += os.read(fd, 1000)
+    time.sleep(0.3)
+    cooked = termios.tcgetattr(fd)[3] & termios.ECHO
+    os.write(fd, b"\x03\x1a")
+    time.sleep(0.2)
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 132, 0, 0))
+    os.kill(pid, signal.SIGWINCH)
+    time.sleep(0.2)
+    os.write(fd, b"\x04")
+    status = os.waitpid(pid, 0)[1]
+    check(os.waitstatus_to_exitcode(status) == 3, "-it passes the exit code")
+    check(frames[0][1]["tty"] is True and frames[0][1]["env"] == ["TERM=vt100"],
+          "-t asks for a terminal of this kind", frames[0])
+    check(not cooked and any(k == STDIN and b"\x03\x1a" in d
+                             for k, d in frames[1:]),
+          "the terminal is raw: Ctrl-C and Ctrl-Z are bytes", frames)
+    check((RESIZE, struct.pack("<HH", 50, 132)) in frames,
+          "a resize is passed on", frames)
+    check(termios.tcgetattr(fd)[3] & termios.ECHO,
+          "the terminal is put back")
+    os.close(fd)
+
+
+def forwards():
+    def handle(r, conn):
+        conn.sendall(UPGRADE + b"early ")
+        data = r.early
+        while True:
+            more = conn.recv(65536)
+            if not more:
+                break
+            data += more
+        conn.sendall(b"got %d from port %s" % (len(data),
+                                               r.query["port"].encode()))
+    serve({f"GET {VM}": answer(vm()),
+           f"POST /thaw/v1/microvms/{ID}/forward": handle})
+    p = subprocess.Popen([THAW, "--socket", SOCK, "forward", ID, "0:8080"],
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                         text=True)
+    line = p.stdout.readline()
+    m = re.fullmatch(r"127\.0\.0\.1:(\d+) -> " + ID + r":8080\n", line)
+    check(m is not None, "forward prints its address", line)
+    port = int(m.group(1))
+    conns = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
+    for i, s in enumerate(conns):
+        s.sendall(b"x" * (i * 10000))
+    for s in conns:
+        s.shutdown(socket.SHUT_WR)
+    good = 0
+    for i, s in enumerate(conns):
+        data = b""
+        while True:
+            more = s.recv(65536)
+            if not more:
+                break
+            data += more
+        good += data == b"early got %d from port 8080" % (i * 10000)
+        s.close()
+    check(good == 20, "20 connections at once, each half-closed", good)
+    time.sleep(0.1)
+    used = sum(int(x) for x in
+               open(f"/proc/{p.pid}/stat").read().rsplit(")", 1)[1].split()[11:13])
+    time.sleep(0.5)
+    more = sum(int(x) for x in
+               open(f"/proc/{p.pid}/stat").read().rsplit(")", 1)[1].split()[11:13])
+    check(more - used <= 2, "at rest it uses no CPU", more - used)
+    again = thaw("forward", ID, f"{port}:80")
+    check(again.returncode == 1 and "cannot listen" in again.stderr,
+          "a port that is taken", again)
+    p.send_signal(signal.SIGINT)
+    check(p.wait(10) == 0, "Ctrl-C ends it cleanly")
+    serve({f"GET {VM}": answer(vm("SUSPENDED"))})
+    r = thaw("forward", ID, "0:80")
+    check(r.returncode == 4, "forward to a suspended one is a conflict", r)
+
+
+def streams():
+    serve({f"GET /thaw/v1/microvms/{ID}/logs":
+           chunked([b"one\n", b"\x1b[1mtwo\n", b"no end"])})
+    r = thaw("logs", "-f", "--tail", "0", ID)
+    check(r.stdout == "one\n\x1b[1mtwo\nno end" and
+          FAKE.seen[0].query == {"follow": "1", "tail": "0"}, "logs", r)
+    thaw("logs", ID)
+    check(FAKE.seen[0].query == {"follow": "0"}, "logs without options",
+          FAKE.seen[0].target)
+    serve({f"GET /thaw/v1/microvms/{ID}/logs": chunked([b"one\n"], b"")})
+    check(thaw("logs", ID).returncode == 1, "logs cut short is a failure")
+    ev = {"cursor": "7", "time": 1700000000.5, "type": "microvm.state",
+          "id": ID, "name": "web", "from": "RUNNING", "to": "TERMINATED",
+          "reason": "cell-crashed", "detail": "signal 9"}
+    serve({"GET /thaw/v1/events": chunked(
+        [json.dumps(ev).encode() + b"\n\n", json.dumps(
+            {"type": "image.deleted", "image": "demo", "time": 1}).encode()])})
+    r = thaw("events", "--since", "6&", env={"TZ": "UTC"})
+    check(r.stdout.splitlines()[0] == "2023-11-14 22:13:20  microvm-0123abcd "
+          "web  microvm.state  RUNNING -> TERMINATED  cell-crashed: signal 9"
+          and "demo" in r.stdout, "events for people", r)
+    check(FAKE.seen[0].query == {"follow": "0", "since": "6&"}, "events --since",
+          FAKE.seen[0].target)
+    r = thaw("events", "--json", "-f")
+    check(json.loads(r.stdout.splitlines()[0]) == ev, "events --json", r)
+
+
+def host():
+    serve({"GET /thaw/v1/host": answer({"memory": {"total": 5}, "list": [1]}),
+           "GET /thaw/v1/stats": answer({"loop": {"longestNs": 7, "name": "x"}}),
+           "GET /thaw/v1/version": answer({"version": "9.9"}),
+           "GET /thaw/v1/doctor": answer({"ok": False, "checks": [
+               {"name": "kvm", "ok": True, "detail": "fine"},
+               {"name": "uffd", "ok": False, "detail": "none",
+                "remedy": "modprobe"}]})})
+    r = thaw("stats")
+    check([x.split() for x in r.stdout.splitlines()] == [
+        ["host.memory.total", "5"], ["host.list[0]", "1"],
+        ["thawd.loop.longestNs", "7"], ["thawd.loop.name", "x"]], "stats", r)
+    r = thaw("doctor")
+    check(r.returncode == 1 and "FAIL" in r.stdout and "modprobe" in r.stdout,
+          "doctor's failures are exit code 1", r)
+    check("9.9" in thaw("version").stdout, "version asks thawd")
+    r = thaw("version", socket_path=TOP + "/none")
+    check(r.returncode == 0 and "not running" in r.stdout, "version alone", r)
+    own = os.path.join(TOP, "bin")
+    os.mkdir(own)
+    shutil.copy(THAW, own + "/thaw")
+    with open(own + "/thawd", "w") as f:
+        f.write('#!/bin/sh\necho "asked: $*"\nexit 1\n')
+    os.chmod(own + "/thawd", 0o755)
+    p = subprocess.run([own + "/thaw", "--socket", TOP + "/none", "doctor",
+                        "--json"], capture_output=True, text=True)
+    check(p.stdout == "asked: --doctor --json\n" and p.returncode == 1,
+          "doctor starts thawd --doctor when none runs", p)
+
+
+def help_and_completion():
+    r = thaw("help")
+    verbs = re.findall(r"^  (\w+) ", r.stdout, re.M)
+    check(r.returncode == 0 and len(verbs) == 19 and "__ids" not in r.stdout,
+          "help lists the verbs", verbs)
+    for v in verbs:
+        r = thaw("help", v)
+        check(r.returncode == 0 and f"usage: thaw {v} " in r.stdout
+              and "--json" in r.stdout, f"help {v}", r)
+    check(thaw("ps", "--help").stdout == thaw("help", "ps").stdout, "--help")
+    check(thaw("help", "nonsense").returncode == 2, "help of nothing")
+    serve({f"GET {VMS}": answer({"items": [
+        vm(), vm("TERMINATED", microvmId="microvm-dead"),
+        vm(microvmId="$(reboot)", thaw={"name": "`x`"})]}),
+        "GET /2025-09-09/microvm-images": answer({"items": [{"name": "demo"}]})})
+    check(thaw("__ids", "both").stdout.split() == [ID, "web", "demo"],
+          "ids to complete; nothing that a shell would run")
+    script = thaw("completion", "bash").stdout
+    probe = script + f"""
+PATH={os.path.dirname(THAW)}:$PATH
+try() {{ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _thaw; echo "${{COMPREPLY[*]}}"; }}
+try thaw sus
+try thaw suspend microvm-
+try thaw --json run --na
+try thaw completion z
+try thaw help ev
+"""
+    p = subprocess.run(["bash", "-c", probe], capture_output=True, text=True,
+                       env=dict(os.environ, THAW_SOCKET=SOCK))
+    check(p.stdout.splitlines() == ["suspend", ID, "--name", "zsh", "events"],
+          "bash completes verbs, ids, options", p)
+    check("bashcompinit" in thaw("completion", "zsh").stdout, "zsh completion")
+    r = thaw("completion", "fish")
+    check("__fish_seen_subcommand_from exec' -l tty -s t" in r.stdout
+          and r.stdout.count("'") % 2 == 0, "fish completion", r.stdout[:300])
+    check(thaw("completion", "tcsh").returncode == 2, "no other shells")
+    with open("/dev/full", "w") as full:
+        p = subprocess.run([THAW, "help"], stdout=full, stderr=subprocess.PIPE,
+                           text=True)
+    check(p.returncode == 1 and "writing the output" in p.stderr,
+          "output that cannot be written is a failure", p)
+
+
+try:
+    exit_codes()
+    lists()
+    run_and_wait()
+    changes()
+    builds()
+    hostile()
+    execs()
+    exec_signals()
+    exec_tty()
+    forwards()
+    streams()
+    host()
+    help_and_completion()
+finally:
+    shutil.rmtree(TOP, ignore_errors=True)
+print(f"1..{count}")
+print(f"# {count - failed} passed, {failed} failed")
+sys.exit(1 if failed else 0)
