@@ -1,0 +1,333 @@
+// The machine on the host's KVM, with a guest that works in ring 3 (tiny.S).
+#include <criterion/criterion.h>
+#include <criterion/parameterized.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+
+#include "vmm_guest.h"
+
+static void need_kvm(void)
+{
+	if (!have_kvm())
+		cr_skip_test("no /dev/kvm");
+}
+
+TestSuite(kvm, .init = need_kvm, .timeout = 60);
+
+Test(kvm, config_is_judged)
+{
+	struct err e = ERR_INIT;
+	struct vmm *vm = (void *)1;
+	struct vmm_config c = {sizeof(c), -1, 64ull << 20, 1, -1};
+
+	c.mem_bytes = 63ull << 20;
+	cr_assert_eq(vmm_create(&vm, &c, &e), -EINVAL);
+	cr_assert_null(vm);
+	c.mem_bytes = (64ull << 20) + 4096;
+	cr_assert_eq(vmm_create(&vm, &c, &e), -EINVAL);
+	c.mem_bytes = 64ull << 20;
+	c.vcpus = 17;
+	cr_assert_eq(vmm_create(&vm, &c, &e), -EINVAL);
+	c.vcpus = 1;
+	c.kvm_fd = -1;
+	cr_assert_lt(vmm_create(&vm, &c, &e), 0);
+	cr_assert_neq(e.msg[0], 0);
+	vmm_destroy(NULL);
+}
+
+Test(kvm, shell_that_never_runs)
+{
+	struct guest g = guest_shell(64ull << 20, 4);
+	struct err e = ERR_INIT;
+
+	cr_assert_eq(vmm_start(g.vm, &e), -EINVAL);
+	cr_assert_eq(vmm_pause(g.vm, 10, &e), -EINVAL);
+	guest_end(&g);
+}
+
+Test(kvm, echo_and_poweroff)
+{
+	struct guest g = guest_shell(64ull << 20, 1);
+	char out[8] = "";
+	struct pollfd p = {g.pipe_rd, POLLIN, 0};
+
+	guest_boot(&g);
+	cr_assert_eq(vmm_first_exit_ns(g.vm), 0);
+	guest_go(&g);
+	cr_assert(guest_wait(&g, VMM_EV_READY, NULL));
+	cr_assert_neq(vmm_first_exit_ns(g.vm), 0);
+	guest_stop_counting(&g);
+	cr_assert(guest_verdicts(&g));
+	// The mailbox wakes a waiting vCPU, and what is put while nobody waits
+	// is kept.
+	cr_assert_eq(vmm_mailbox_put(g.vm, "hel", 3), 0);
+	usleep(20000);
+	cr_assert_eq(vmm_mailbox_put(g.vm, "lo\0", 3), 0);
+	cr_assert(guest_wait(&g, VMM_EV_POWEROFF, NULL));
+	vmm_dispatch(g.vm);
+	cr_assert_eq(poll(&p, 1, 1000), 1);
+	cr_assert_eq(read(g.pipe_rd, out, sizeof(out)), 5);
+	cr_assert_str_eq(out, "hello");
+	vmm_stop(g.vm);
+	vmm_stop(g.vm);
+	guest_end(&g);
+}
+
+Test(kvm, mailbox_is_bounded)
+{
+	struct guest g = guest_shell(64ull << 20, 1);
+	static uint8_t big[MAILBOX_MAX + 1];
+
+	cr_assert_eq(vmm_mailbox_put(g.vm, big, sizeof(big)), -ENOSPC);
+	cr_assert_eq(vmm_mailbox_put(g.vm, big, MAILBOX_MAX), 0);
+	cr_assert_eq(vmm_mailbox_put(g.vm, big, 1), -ENOSPC);
+	guest_end(&g);
+}
+
+Test(kvm, triple_fault_is_a_reset)
+{
+	struct guest g = guest_shell(64ull << 20, 1);
+	struct vmm_event ev;
+	struct err e = ERR_INIT;
+
+	guest_boot(&g);
+	guest_go(&g);
+	guest_stop_counting(&g);
+	cr_assert_eq(vmm_mailbox_put(g.vm, "\1", 1), 0);
+	cr_assert(guest_wait(&g, VMM_EV_RESET, &ev));
+	cr_assert_not_null(strstr(ev.text, "triple fault"));
+	cr_assert_eq(vmm_pause(g.vm, 1000, &e), -ESHUTDOWN);
+	guest_end(&g);
+}
+
+// Memory that went away must end the VM, never read as something.
+Test(kvm, lost_memory_is_fatal)
+{
+	struct guest g = guest_shell(64ull << 20, 1);
+	struct vmm_event ev;
+
+	guest_boot(&g);
+	guest_go(&g);
+	cr_assert(guest_wait(&g, VMM_EV_READY, NULL));
+	cr_assert_eq(munmap((uint8_t *)vmm_mem_base(g.vm) + 0x300000, 0x1000),
+		     0);
+	cr_assert(guest_wait(&g, VMM_EV_FATAL, &ev));
+	cr_assert_neq(ev.text[0], 0);
+	// The reservation is whole again for vmm_destroy().
+	mmap((uint8_t *)vmm_mem_base(g.vm) + 0x300000, 0x1000, PROT_NONE,
+	     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	guest_end(&g);
+}
+
+ParameterizedTestParameters(kvm, pause_while_spinning)
+{
+	static unsigned n[] = {1, 2, 4};
+
+	return cr_make_param_array(unsigned, n, ARRAY_SIZE(n));
+}
+
+// Fifty times: park, see that nothing counts, go on, see that all count.
+ParameterizedTest(unsigned *n, kvm, pause_while_spinning)
+{
+	struct guest g = guest_shell(64ull << 20, *n);
+	struct err e = ERR_INIT;
+
+	guest_boot(&g);
+	guest_go(&g);
+	cr_assert(guest_wait(&g, VMM_EV_READY, NULL));
+	for (int round = 0; round < 50; round++) {
+		uint64_t before[4];
+
+		cr_assert_eq(vmm_pause(g.vm, 2000, &e), 0, "%s", e.msg);
+		cr_assert_eq(vmm_pause(g.vm, 2000, &e), 0); // idempotent
+		for (unsigned i = 0; i < *n; i++)
+			before[i] = *guest_counter(&g, i);
+		usleep(200);
+		for (unsigned i = 0; i < *n; i++)
+			cr_assert_eq(*guest_counter(&g, i), before[i]);
+		cr_assert_eq(vmm_unpause(g.vm, &e), 0, "%s", e.msg);
+		for (unsigned i = 0; i < *n; i++) {
+			uint64_t end = util_now_ns() + 2000000000ull;
+
+			while (*guest_counter(&g, i) == before[i] &&
+			       util_now_ns() < end)
+				usleep(100);
+			cr_assert_neq(*guest_counter(&g, i), before[i],
+				      "vCPU %u stands still", i);
+		}
+	}
+	cr_assert_eq(vmm_unpause(g.vm, &e), -EINVAL);
+	guest_stop_counting(&g);
+	cr_assert(guest_verdicts(&g));
+	guest_end(&g);
+}
+
+// A vCPU that waits in the mailbox parks, too, and gets its bytes afterwards.
+Test(kvm, pause_in_the_mailbox)
+{
+	struct guest g = guest_shell(64ull << 20, 1);
+	struct err e = ERR_INIT;
+	char c = 0;
+
+	guest_boot(&g);
+	guest_go(&g);
+	guest_stop_counting(&g);
+	cr_assert(guest_verdicts(&g));
+	usleep(10000);
+	for (int i = 0; i < 20; i++) {
+		cr_assert_eq(vmm_pause(g.vm, 2000, &e), 0, "%s", e.msg);
+		cr_assert_eq(vmm_mailbox_put(g.vm, &(char){(char)('a' + i)}, 1),
+			     0);
+		cr_assert_eq(vmm_unpause(g.vm, &e), 0);
+		for (int j = 0; j < 200 && read(g.pipe_rd, &c, 1) != 1; j++) {
+			usleep(1000);
+			vmm_dispatch(g.vm);
+		}
+		cr_assert_eq(c, 'a' + i);
+	}
+	guest_end(&g);
+}
+
+// Pausing before any vCPU thread came must not make a later one spin on EINTR.
+Test(kvm, pause_before_the_threads)
+{
+	struct guest g = guest_shell(64ull << 20, 1);
+	struct err e = ERR_INIT;
+
+	guest_boot(&g);
+	cr_assert_eq(vmm_start(g.vm, &e), 0);
+	cr_assert_eq(vmm_pause(g.vm, 1000, &e), 0, "%s", e.msg);
+	cr_assert_eq(vmm_unpause(g.vm, &e), 0);
+	cr_assert_eq(vmm_spawn_vcpus(g.vm, 0, &e), 0);
+	cr_assert(guest_wait(&g, VMM_EV_READY, NULL));
+	cr_assert_eq(g.vm->vcpu[0].run->immediate_exit, 0);
+	guest_end(&g);
+}
+
+static void count_calls(void *ctx, uint32_t events)
+{
+	(void)events;
+	++*(int *)ctx;
+}
+
+// The caller's own watches are served, also while a pause waits, and a removed
+// one is silent even when its event was harvested already.
+Test(kvm, watches)
+{
+	struct guest g = guest_shell(64ull << 20, 1);
+	int n[40] = {0}, fd[40];
+
+	for (int i = 0; i < 40; i++) {
+		fd[i] = eventfd(1, EFD_CLOEXEC);
+		cr_assert_eq(vmm_watch(g.vm, fd[i], POLLIN, count_calls, &n[i]),
+			     0);
+	}
+	vmm_dispatch(g.vm);
+	vmm_dispatch(g.vm);
+	for (int i = 0; i < 40; i++)
+		cr_assert_geq(n[i], 1);
+	for (int i = 0; i < 40; i++) {
+		cr_assert_eq(vmm_watch(g.vm, fd[i], 0, NULL, NULL), 0);
+		n[i] = 0;
+		close(fd[i]);
+	}
+	vmm_dispatch(g.vm);
+	for (int i = 0; i < 40; i++)
+		cr_assert_eq(n[i], 0);
+	cr_assert_eq(vmm_watch(g.vm, -1, POLLIN, count_calls, n), -EBADF);
+	guest_end(&g);
+}
+
+// A guest can ring as often as it likes; the event that ends it still arrives.
+Test(kvm, event_flood)
+{
+	struct guest g = guest_shell(64ull << 20, 1);
+	struct vmm_event ev = {0};
+	int n = 0;
+
+	for (int i = 0; i < 1000; i++)
+		vm_event(g.vm, VMM_EV_DOORBELL, (uint32_t)i, "x");
+	vm_event(g.vm, VMM_EV_POWEROFF, 0, "off");
+	vm_event(g.vm, VMM_EV_FATAL, 0, "after the end");
+	while (vmm_next_event(g.vm, &ev))
+		n++;
+	cr_assert_eq(n, EVENT_RING);
+	cr_assert_eq(ev.kind, VMM_EV_POWEROFF);
+	guest_end(&g);
+}
+
+Test(kvm, two_slots)
+{
+	struct guest g = guest_shell(3584ull << 20, 1);
+	uint8_t *base = vmm_mem_base(g.vm);
+
+	cr_assert_eq(gm_ptr(&g.vm->mem, VMM_LOW_MAX - 1, 1),
+		     base + VMM_LOW_MAX - 1);
+	cr_assert_null(gm_ptr(&g.vm->mem, VMM_LOW_MAX - 1, 2));
+	cr_assert_null(gm_ptr(&g.vm->mem, VMM_LOW_MAX, 1));
+	cr_assert_null(gm_ptr(&g.vm->mem, (4ull << 30) - 1, 2));
+	cr_assert_eq(gm_ptr(&g.vm->mem, 4ull << 30, 512ull << 20),
+		     base + VMM_LOW_MAX);
+	cr_assert_null(gm_ptr(&g.vm->mem, 4ull << 30, (512ull << 20) + 1));
+	cr_assert_null(gm_ptr(&g.vm->mem, UINT64_MAX, 2));
+	cr_assert_null(gm_ptr(&g.vm->mem, 1, UINT64_MAX));
+	guest_boot(&g);
+	guest_go(&g);
+	cr_assert(guest_wait(&g, VMM_EV_READY, NULL));
+	guest_end(&g);
+}
+
+Test(kvm, cpuid_policy)
+{
+	struct cpuid_table t, u;
+	struct err e = ERR_INIT;
+	cleanup_fd int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	const struct kvm_cpuid_entry2 *c;
+
+	cr_assert_eq(cpuid_policy(kvm, 4, &t, &e), 0, "%s", e.msg);
+	c = cpuid_find(&t, 0x40000001, 0);
+	cr_assert_not_null(c);
+	// Asynchronous page faults (4, 10, 14) and steal time (5) are hidden,
+	// kvmclock (3) is there.
+	cr_assert_eq(c->eax & (1u << 4 | 1u << 10 | 1u << 14 | 1u << 5), 0);
+	cr_assert(c->eax & 1u << 3);
+	c = cpuid_find(&t, 1, 0);
+	cr_assert(c->ecx & 1u << 31 && c->ecx & 1u << 21);
+	cr_assert_eq(c->ecx & 1u << 5, 0); // VMX
+	cr_assert_eq(c->ebx >> 16 & 0xff, 4);
+	c = cpuid_find(&t, 0x80000001, 0);
+	cr_assert_eq(c->ecx & 1u << 2, 0); // SVM
+	for (unsigned i = 0; i < 4; i++) {
+		cpuid_for_vcpu(&t, i, &u);
+		cr_assert_eq(cpuid_find(&u, 1, 0)->ebx >> 24, i);
+		c = cpuid_find(&u, 0xb, 1);
+		cr_assert_not_null(c);
+		cr_assert_eq(c->edx, i);
+		cr_assert_eq(c->eax, 2);
+		cr_assert_eq(c->ebx, 4);
+		cr_assert_eq(c->ecx, 0x201);
+	}
+}
+
+Test(kvm, host_probe)
+{
+	struct vmm_host_report r;
+	cleanup_fd int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+
+	vmm_host_probe(kvm, &r);
+	cr_assert(r.kvm);
+	cr_assert(r.split_irqchip);
+	cr_assert_gt(r.ring0_mips, 0);
+	cr_assert_eq(r.stock_kernel, r.why[0] == 0, "%s", r.why);
+	if (strcmp(r.flavour, "kvm_pvm") == 0)
+		cr_assert_not(r.stock_kernel);
+	vmm_host_probe(-1, &r);
+	cr_assert_not(r.kvm);
+	cr_assert_not(r.stock_kernel);
+	cr_assert_neq(r.why[0], 0);
+}
