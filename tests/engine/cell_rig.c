@@ -248,6 +248,18 @@ void rig_boot(struct rig *r, struct rig_vm *vm, uint32_t mem_mib,
 	cr_assert(!vm->gone, "boot ended: %s", vm->detail);
 }
 
+void rig_thaw_req(struct rig *r, struct rig_vm *vm,
+		  const struct eng_thaw_req *req)
+{
+	struct err e = ERR_INIT;
+
+	memset(vm, 0, sizeof(*vm));
+	vm->r = r;
+	cr_assert_eq(eng_cell_thaw(r->cells, req, &events, vm, &vm->cell, &e),
+		     0, "%s", e.msg);
+	cr_assert(rig_until(r, rig_is_started, vm, PATIENCE_MS), "no start");
+}
+
 void rig_thaw(struct rig *r, struct rig_vm *vm, const struct pgc_id *base,
 	      const struct pgc_id *own)
 {
@@ -256,15 +268,10 @@ void rig_thaw(struct rig *r, struct rig_vm *vm, const struct pgc_id *base,
 	    .has_own = own != NULL,
 	    .t0 = util_now_ns(),
 	};
-	struct err e = ERR_INIT;
 
 	if (own)
 		req.own = *own;
-	memset(vm, 0, sizeof(*vm));
-	vm->r = r;
-	cr_assert_eq(eng_cell_thaw(r->cells, &req, &events, vm, &vm->cell, &e),
-		     0, "%s", e.msg);
-	cr_assert(rig_until(r, rig_is_started, vm, PATIENCE_MS), "no start");
+	rig_thaw_req(r, vm, &req);
 }
 
 int rig_capture(struct rig_vm *vm, struct pgc_id *id, bool image, bool keep)

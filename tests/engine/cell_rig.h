@@ -49,6 +49,8 @@ void rig_boot(struct rig *r, struct rig_vm *vm, uint32_t mem_mib,
 	      unsigned vcpus, const char *commands);
 void rig_thaw(struct rig *r, struct rig_vm *vm, const struct pgc_id *base,
 	      const struct pgc_id *own);
+void rig_thaw_req(struct rig *r, struct rig_vm *vm,
+		  const struct eng_thaw_req *req);
 // Captures; keep: the guest runs on. Returns the capture's rc.
 int rig_capture(struct rig_vm *vm, struct pgc_id *id, bool image, bool keep);
 // Boots, runs the commands, captures an image, ends the guest.
