@@ -1,0 +1,1 @@
+#include "pgc_test.h"
