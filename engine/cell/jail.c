@@ -60,7 +60,7 @@ static int limits(const struct jail_config *j, struct err *e)
 	    (rc = limit(RLIMIT_CORE, 0, e)) ||
 	    (rc = limit(RLIMIT_FSIZE, j->max_file, e)) ||
 	    (rc = limit(RLIMIT_MSGQUEUE, 0, e)) ||
-	    (rc = limit(RLIMIT_NPROC, j->threads + 8, e)))
+	    (rc = limit(RLIMIT_NPROC, j->threads + 16, e)))
 		return rc;
 	return 0;
 }
