@@ -154,7 +154,7 @@ static void build_free(struct eng_build *b)
 	free(b);
 }
 
-void build_progress(struct eng_build *b, const char *stage, int percent,
+bool build_progress(struct eng_build *b, const char *stage, int percent,
 		    const char *fmt, ...)
 {
 	char text[300];
@@ -164,6 +164,7 @@ void build_progress(struct eng_build *b, const char *stage, int percent,
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
 	b->ev.progress(b->ctx, stage, percent, text);
+	return b->stage != BUILD_CLEAR;
 }
 
 void build_output(struct eng_build *b, const void *p, size_t n)
@@ -323,7 +324,8 @@ static void begin(void *ctx)
 		build_boot_enter(b);
 		return;
 	}
-	build_progress(b, "disk", 0, "reading %s", b->req.rootfs);
+	if (!build_progress(b, "disk", 0, "reading %s", b->req.rootfs))
+		return;
 	rc = build_disk_start(&b->disk, b->env, &req, &ev, b, &e);
 	if (rc)
 		build_fail(b, rc, "%s", e.msg);

@@ -82,7 +82,8 @@ static void capture(struct eng_build *b)
 	b->stage = BUILD_CAPTURE;
 	b->t_capture = util_now_ns();
 	eng_timer_stop(b->deadline);
-	build_progress(b, "capture", -1, "taking the snapshot");
+	if (!build_progress(b, "capture", -1, "taking the snapshot"))
+		return;
 	rc = eng_cell_capture(b->cell, &req, captured, b, &e);
 	if (rc)
 		build_fail(b, rc, "taking the snapshot: %s", e.msg);
@@ -106,14 +107,16 @@ static void ready(struct eng_build *b)
 
 	b->res.boot_ms = ms_since(b->t_boot);
 	eng_timer_stop(b->deadline);
-	build_progress(b, "ready", 100, "ready after %llu ms",
-		       (unsigned long long)b->res.boot_ms);
+	if (!build_progress(b, "ready", 100, "ready after %llu ms",
+			    (unsigned long long)b->res.boot_ms))
+		return;
 	if (b->req.kernel) {
 		capture(b);
 		return;
 	}
 	b->stage = BUILD_FREEZE;
-	build_progress(b, "freeze", -1, "freezing the application");
+	if (!build_progress(b, "freeze", -1, "freezing the application"))
+		return;
 	// A snapshot has no open streams in it.
 	eng_agent_log_close(ptr_steal(b->log));
 	eng_agent_put_freeze(&w, true);
@@ -217,6 +220,7 @@ static void follow_log(struct eng_build *b)
 
 static void started(void *ctx, const struct eng_agent_answer *a)
 {
+	char text[40] = "waiting until it is quiet";
 	struct eng_build *b = ctx;
 
 	b->call = NULL;
@@ -235,10 +239,10 @@ static void started(void *ctx, const struct eng_agent_answer *a)
 	b->step_deadline_ns = 0;
 	eng_timer_set(b->deadline, (uint64_t)b->req.ready_timeout_s * 1000);
 	if (b->req.ready_port)
-		build_progress(b, "ready", -1, "waiting for port %u",
-			       b->req.ready_port);
-	else
-		build_progress(b, "ready", -1, "waiting until it is quiet");
+		snprintf(text, sizeof(text), "waiting for port %u",
+			 b->req.ready_port);
+	if (!build_progress(b, "ready", -1, "%s", text))
+		return;
 	follow_log(b);
 	probe(b);
 }
@@ -365,7 +369,8 @@ void build_boot_enter(struct eng_build *b)
 	req.cmdline = cmdline;
 	b->stage = BUILD_BOOT;
 	b->t_boot = req.t0;
-	build_progress(b, "boot", -1, "booting");
+	if (!build_progress(b, "boot", -1, "booting"))
+		return;
 	eng_timer_set(
 	    b->deadline,
 	    1000 * (uint64_t)MAX((unsigned)BOOT_S, b->req.ready_timeout_s));

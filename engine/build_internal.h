@@ -100,7 +100,8 @@ struct eng_build {
 // Ends the build with this error; the first one counts.
 void build_fail(struct eng_build *b, int rc, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
-void build_progress(struct eng_build *b, const char *stage, int percent,
+// False when the build was cancelled from within the callback: go no further.
+bool build_progress(struct eng_build *b, const char *stage, int percent,
 		    const char *fmt, ...) __attribute__((format(printf, 4, 5)));
 void build_output(struct eng_build *b, const void *p, size_t n);
 // Starts an agent call of the current stage on a new stream; its errors come to

@@ -86,8 +86,9 @@ static void enough(struct eng_build *b)
 		memcpy(b->workset, pgnos, n * sizeof(*pgnos));
 		b->workset_len = n;
 	}
-	build_progress(b, "record", 100, "working set: %zu KiB",
-		       n * (PGC_PAGE / 1024));
+	if (!build_progress(b, "record", 100, "working set: %zu KiB",
+			    n * (PGC_PAGE / 1024)))
+		return;
 	// gone() goes on; a copy that ends by itself now is as good.
 	b->recorded = true;
 	eng_cell_kill(b->cell);
@@ -227,7 +228,8 @@ void build_record_enter(struct eng_build *b)
 	int rc;
 
 	b->stage = BUILD_RECORD;
-	build_progress(b, "record", -1, "thawing a copy");
+	if (!build_progress(b, "record", -1, "thawing a copy"))
+		return;
 	eng_timer_set(b->deadline, RECORD_S * 1000);
 	rc = eng_cell_thaw(b->env->cells, &req, &ev, b, &b->cell, &e);
 	if (rc)

@@ -26,7 +26,7 @@ void build_tail_text(const struct build_tail *t, char *out, size_t cap)
 {
 	size_t len = t->len, from, o = 0;
 
-	while (len && (t->buf[len - 1] == '\n' || t->buf[len - 1] == '\r'))
+	while (len && (unsigned char)t->buf[len - 1] <= ' ')
 		len--;
 	// Three bytes a line break at most; start at a whole line if one fits.
 	from = len > cap / 2 ? len - cap / 2 : 0;
