@@ -557,6 +557,8 @@ static void proc_reap(struct cell_proc *p)
 	if (p->next)
 		p->next->prev = p->prev;
 	c->nprocs--;
+	c->slots[p->slot] = 0; // who waits for a place gets this one
+	p->slot = UINT32_MAX;
 	if (p->cell)
 		settle_cell(p, text);
 	class_proc_gone(p, text);

@@ -237,20 +237,27 @@ void rig_boot(struct rig *r, struct rig_vm *vm, uint32_t mem_mib,
 	    .cmdline = commands,
 	    .t0 = util_now_ns(),
 	};
-	struct err e = ERR_INIT;
 
-	memset(vm, 0, sizeof(*vm));
-	vm->r = r;
 	snprintf(elf, sizeof(elf), "%s/ring3.elf", r->bin);
-	cr_assert_eq(eng_cell_boot(r->cells, &req, &events, vm, &vm->cell, &e),
-		     0, "%s", e.msg);
+	rig_boot_req(r, vm, &req);
 	cr_assert(rig_until(r, rig_is_ready, vm, PATIENCE_MS), "not ready: %s",
 		  vm->text);
 	cr_assert(!vm->gone, "boot ended: %s", vm->detail);
 }
 
-void rig_thaw_req(struct rig *r, struct rig_vm *vm,
-		  const struct eng_thaw_req *req)
+void rig_boot_req(struct rig *r, struct rig_vm *vm,
+		  const struct eng_boot_req *req)
+{
+	struct err e = ERR_INIT;
+
+	memset(vm, 0, sizeof(*vm));
+	vm->r = r;
+	cr_assert_eq(eng_cell_boot(r->cells, req, &events, vm, &vm->cell, &e),
+		     0, "%s", e.msg);
+}
+
+void rig_launch(struct rig *r, struct rig_vm *vm,
+		const struct eng_thaw_req *req)
 {
 	struct err e = ERR_INIT;
 
@@ -258,6 +265,12 @@ void rig_thaw_req(struct rig *r, struct rig_vm *vm,
 	vm->r = r;
 	cr_assert_eq(eng_cell_thaw(r->cells, req, &events, vm, &vm->cell, &e),
 		     0, "%s", e.msg);
+}
+
+void rig_thaw_req(struct rig *r, struct rig_vm *vm,
+		  const struct eng_thaw_req *req)
+{
+	rig_launch(r, vm, req);
 	cr_assert(rig_until(r, rig_is_started, vm, PATIENCE_MS), "no start");
 }
 
@@ -286,6 +299,15 @@ int rig_capture(struct rig_vm *vm, struct pgc_id *id, bool image, bool keep)
 	vm->captured = false;
 	cr_assert_eq(eng_cell_capture(vm->cell, &req, on_captured, vm, &e), 0,
 		     "%s", e.msg);
+	if (vm->kill_after_us) {
+		uint64_t end = util_now_ns() + vm->kill_after_us * 1000ull;
+
+		while (!vm->captured && util_now_ns() < end)
+			event_base_loop(eng_loop_base(vm->r->loop),
+					EVLOOP_NONBLOCK);
+		if (vm->cell)
+			kill(eng_cell_pid(vm->cell), SIGKILL);
+	}
 	cr_assert(rig_until(vm->r, is_captured, vm, PATIENCE_MS),
 		  "no end of the capture");
 	if (vm->rc == 0 && !keep)

@@ -37,6 +37,7 @@ struct rig_vm {
 	struct eng_cell_times times;
 	enum eng_end why;
 	char detail[400];
+	unsigned kill_after_us; // SIGKILL so long after a capture began; 0: no
 	int rc; // of the capture
 	char capture_why[400];
 	struct eng_capture_stats st;
@@ -51,6 +52,10 @@ void rig_thaw(struct rig *r, struct rig_vm *vm, const struct pgc_id *base,
 	      const struct pgc_id *own);
 void rig_thaw_req(struct rig *r, struct rig_vm *vm,
 		  const struct eng_thaw_req *req);
+void rig_launch(struct rig *r, struct rig_vm *vm,
+		const struct eng_thaw_req *req); // does not wait
+void rig_boot_req(struct rig *r, struct rig_vm *vm,
+		  const struct eng_boot_req *req); // does not wait
 // Captures; keep: the guest runs on. Returns the capture's rc.
 int rig_capture(struct rig_vm *vm, struct pgc_id *id, bool image, bool keep);
 // Boots, runs the commands, captures an image, ends the guest.

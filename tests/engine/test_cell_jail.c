@@ -1,0 +1,116 @@
+// What a cell that has been taken over can do: nothing, and not for long.
+#include <criterion/criterion.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include "cell_rig.h"
+
+TestSuite(cell_jail, .timeout = 120);
+
+static struct rig rig;
+static struct rig_vm vm;
+static struct pgc_id img;
+
+static void open_with_image(void)
+{
+	char store[] = "/tmp/thaw-jail-XXXXXX", cmd[128];
+	struct rig_opts real = {.store = store};
+	struct rig_opts hook = {.store = store, .cell = "cell_hook"};
+
+	cr_assert(mkdtemp(store));
+	rig_open(&rig, &real);
+	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
+	rig_close(&rig);
+	rig_open(&rig, &hook);
+	snprintf(cmd, sizeof(cmd), "ln -s %s %s/kept", store, rig.dir);
+	cr_assert_eq(system(cmd), 0);
+}
+
+static void close_all(void)
+{
+	char cmd[128];
+
+	snprintf(cmd, sizeof(cmd), "rm -rf $(readlink %s/kept)", rig.dir);
+	cr_assert_eq(system(cmd), 0);
+	rig_close(&rig);
+}
+
+static void run_hook(const char *mail)
+{
+	struct eng_thaw_req req = {
+	    .base = img, .mailbox = mail, .mailbox_len = strlen(mail)};
+
+	rig_thaw_req(&rig, &vm, &req);
+	cr_assert(rig_until(&rig, rig_is_gone, &vm, 10000), "%s lives", mail);
+}
+
+static int listen_at(const char *name, bool abstract)
+{
+	struct sockaddr_un a = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	size_t n = strlen(name);
+
+	memcpy(a.sun_path + abstract, name, n);
+	cr_assert_eq(bind(fd, (struct sockaddr *)&a,
+			  (socklen_t)(offsetof(struct sockaddr_un, sun_path) +
+				      abstract + n + !abstract)),
+		     0);
+	cr_assert_eq(listen(fd, 8), 0);
+	return fd;
+}
+
+Test(cell_jail, nothing_can_be_reached)
+{
+	char mail[400], sock[100], abstract[64], store[128];
+	int a, b;
+
+	if (!rig_usable())
+		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	open_with_image();
+	snprintf(sock, sizeof(sock), "%s/sock", rig.dir);
+	snprintf(abstract, sizeof(abstract), "thaw-test-%d", getpid());
+	snprintf(store, sizeof(store), "%s/kept", rig.dir);
+	a = listen_at(sock, false);
+	b = listen_at(abstract, true);
+	snprintf(mail, sizeof(mail), "jail %s %s %s %d", store, sock, abstract,
+		 getpid());
+	run_hook(mail);
+	cr_assert_eq(vm.why, ENG_END_START);
+	cr_assert_str_eq(vm.detail, "jailed");
+	close(a);
+	close(b);
+	close_all();
+}
+
+Test(cell_jail, misbehaviour_ends_the_cell)
+{
+	static const struct {
+		const char *mail;
+		enum eng_end why;
+		const char *text;
+	} t[] = {
+	    {"outside", ENG_END_FATAL, "fault outside of its memory"},
+	    {"segv", ENG_END_CRASHED, "SIGSEGV"},
+	    {"exit", ENG_END_CRASHED, "status 3"},
+	    {"garbage", ENG_END_FATAL, "message that makes no sense"},
+	    {"event", ENG_END_FATAL, "message that makes no sense"},
+	    {"long", ENG_END_FATAL, "message too long"},
+	    {"disk", ENG_END_FATAL, "disk request that may not be"},
+	    {"flood", ENG_END_FATAL, "floods"},
+	    {"last", ENG_END_FATAL, "last ?[31mwords?"},
+	};
+
+	if (!rig_usable())
+		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	open_with_image();
+	for (size_t i = 0; i < ARRAY_SIZE(t); i++) {
+		run_hook(t[i].mail);
+		cr_assert_eq(vm.why, t[i].why, "%s: %d, %s", t[i].mail, vm.why,
+			     vm.detail);
+		cr_assert(strstr(vm.detail, t[i].text), "%s: %s", t[i].mail,
+			  vm.detail);
+	}
+	close_all();
+}

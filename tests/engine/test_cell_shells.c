@@ -1,0 +1,148 @@
+// Shells: prepared, taken, replaced, limited.
+#include <criterion/criterion.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cell_rig.h"
+
+TestSuite(cell_shells, .timeout = 120);
+
+static struct rig rig;
+static struct rig_vm vm[4];
+
+static bool two_ready(void *arg)
+{
+	(void)arg;
+	return eng_cells_ready(rig.cells) == 2;
+}
+
+Test(cell_shells, refilled_after_use_and_death)
+{
+	struct rig_opts o = {.shells = 2};
+	struct pgc_id img;
+
+	if (!rig_usable())
+		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	rig_open(&rig, &o);
+	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
+	cr_assert_eq(eng_cells_ready(rig.cells), 0u);
+	eng_cells_want(rig.cells, 64, 1);
+	cr_assert(rig_until(&rig, two_ready, NULL, 10000));
+	rig_thaw(&rig, &vm[0], &img, NULL); // opens the snapshot
+	rig_thaw(&rig, &vm[1], &img, NULL);
+	// Handed over within the call, to a shell that was there before it.
+	cr_assert_leq(vm[1].times.handed - vm[1].times.t0, 5000000u);
+	cr_assert_gt(vm[1].times.mapped, vm[1].times.handed);
+	cr_assert_gt(vm[1].times.loaded, vm[1].times.mapped);
+	cr_assert_str_eq(rig_cmd(&vm[1], "check 7 16M 1M"), "GOOD 256");
+	eng_cell_get_times(vm[1].cell, &vm[1].times);
+	cr_assert_gt(vm[1].times.first_exit, vm[1].times.loaded);
+	cr_assert(rig_until(&rig, two_ready, NULL, 10000));
+	cr_log_info("from a shell, us: handed %lu, mapped %lu, loaded %lu, "
+		    "first exit %lu",
+		    (vm[1].times.handed - vm[1].times.t0) / 1000,
+		    (vm[1].times.mapped - vm[1].times.t0) / 1000,
+		    (vm[1].times.loaded - vm[1].times.t0) / 1000,
+		    (vm[1].times.first_exit - vm[1].times.t0) / 1000);
+	rig_kill(&vm[0]);
+	rig_kill(&vm[1]);
+	rig_close(&rig);
+}
+
+Test(cell_shells, other_classes_make_room)
+{
+	struct rig_opts o = {.shells = 2, .max_cells = 2};
+	struct pgc_id img;
+
+	if (!rig_usable())
+		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	rig_open(&rig, &o);
+	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
+	eng_cells_want(rig.cells, 128, 1);
+	cr_assert(rig_until(&rig, two_ready, NULL, 10000));
+	rig_thaw(&rig, &vm[0], &img, NULL);
+	cr_assert(!vm[0].gone, "%s", vm[0].detail);
+	rig_thaw(&rig, &vm[1], &img, NULL);
+	cr_assert(!vm[1].gone, "%s", vm[1].detail);
+	cr_assert_eq(eng_cells_ready(rig.cells), 0u);
+	// Now all places are microVMs: one more is refused, with a reason.
+	rig_thaw(&rig, &vm[2], &img, NULL);
+	cr_assert(vm[2].gone);
+	cr_assert_eq(vm[2].why, ENG_END_START);
+	cr_assert(strstr(vm[2].detail, "2 cells are in use"), "%s",
+		  vm[2].detail);
+	// A place comes back with the end of one.
+	rig_kill(&vm[0]);
+	rig_thaw(&rig, &vm[2], &img, NULL);
+	cr_assert(!vm[2].gone, "%s", vm[2].detail);
+	cr_assert_str_eq(rig_cmd(&vm[2], "check 7 16M 1M"), "GOOD 256");
+	rig_kill(&vm[1]);
+	rig_kill(&vm[2]);
+	rig_close(&rig);
+}
+
+Test(cell_shells, what_cannot_start_says_why)
+{
+	struct rig_opts o = {.cell = "ring3.elf"}; // no program of this host
+	struct rig_opts none = {0};
+	struct pgc_id nobody = {{1, 2, 3}};
+
+	if (!rig_usable())
+		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	rig_open(&rig, &none);
+	rig_thaw(&rig, &vm[0], &nobody, NULL);
+	cr_assert_eq(vm[0].why, ENG_END_START);
+	cr_assert(vm[0].detail[0]);
+	rig_close(&rig);
+
+	rig_open(&rig, &o);
+	{
+		struct rig_vm *v = &vm[1];
+		struct eng_boot_req req = {.mem_mib = 64,
+					   .vcpus = 1,
+					   .kernel_path = "/bin/true",
+					   .cmdline = ""};
+		struct err e = ERR_INIT;
+
+		rig_boot_req(&rig, v, &req);
+		cr_assert(rig_until(&rig, rig_is_gone, v, 10000));
+		cr_assert_eq(v->why, ENG_END_START);
+		cr_assert(strstr(v->detail, "could not start"), "%s",
+			  v->detail);
+		req.kernel_path = "/nonexistent";
+		cr_assert_neq(eng_cell_boot(rig.cells, &req, NULL, NULL,
+					    &v->cell, &e),
+			      0);
+		cr_assert(strstr(e.msg, "/nonexistent"), "%s", e.msg);
+		req.kernel_path = "/tmp";
+		cr_assert_neq(eng_cell_boot(rig.cells, &req, NULL, NULL,
+					    &v->cell, &e),
+			      0);
+	}
+	rig_close(&rig);
+}
+
+// Destroying with everything under way: nothing is left, nobody is called.
+Test(cell_shells, destroyed_in_the_middle)
+{
+	struct rig_opts o = {.shells = 3};
+	struct pgc_id img;
+	struct eng_thaw_req req = {0};
+	pid_t pid;
+
+	if (!rig_usable())
+		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	rig_open(&rig, &o);
+	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
+	rig_thaw(&rig, &vm[0], &img, NULL);
+	pid = eng_cell_pid(vm[0].cell);
+	req.base = img;
+	eng_cells_want(rig.cells, 64, 2);
+	rig_launch(&rig, &vm[1], &req); // not yet started
+	rig_turn(&rig, 5);
+	rig_launch(&rig, &vm[2], &req);
+	rig_close(&rig);
+	cr_assert(!vm[0].gone && !vm[1].gone && !vm[2].gone);
+	cr_assert_neq(kill(pid, 0), 0);
+}
