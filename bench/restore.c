@@ -111,9 +111,12 @@ static int run_once(const struct daemon *d, struct samples *s, struct err *e)
 	rc = daemon_call(d, "GET", path, NULL, &vm, NULL, e);
 	if (rc)
 		return rc;
-	timings = json_object_get(json_object_get(vm, "thaw"), "timings");
-	t2 = (uint64_t)json_integer_value(
-	    json_object_get(timings, "firstExitNs"));
+	timings = json_object_get(
+	    json_object_get(json_object_get(vm, "thaw"), "timings"), "run");
+	// thawd counts in microseconds from when it read the request.
+	t2 = (uint64_t)json_integer_value(json_object_get(timings, "t0Ns")) +
+	     1000 * (uint64_t)json_integer_value(
+			json_object_get(timings, "firstExit"));
 	json_decref(vm);
 	if (t2 <= t0)
 		return err_set(e, -EIO,

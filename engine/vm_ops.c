@@ -204,6 +204,7 @@ static void cell_started(void *ctx, const struct eng_cell_times *t)
 	if (v->op != OP_START && v->op != OP_RESUME)
 		return;
 	out = timings_of(v);
+	json_object_set_new(out, "t0Ns", json_integer((json_int_t)v->t0));
 	note(out, "handed", t->handed, v->t0);
 	note(out, "mapped", t->mapped, v->t0);
 	note(out, "loaded", t->loaded, v->t0);
