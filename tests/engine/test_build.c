@@ -275,7 +275,7 @@ static void send_log(int fd)
 static void *agent(void *arg)
 {
 	int fd = (int)(intptr_t)arg;
-	uint8_t head[AGENT_FRAME_HEAD], *body = NULL;
+	uint8_t head[AGENT_FRAME_HEAD] = {0}, *body = NULL;
 	struct wire_reader r = wire_reader_of(head, sizeof(head));
 	uint32_t len;
 	unsigned type;
