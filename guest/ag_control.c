@@ -237,7 +237,7 @@ void ag_open_poweroff(struct conn *c)
 {
 	struct agent *a = c->a;
 	struct wire_reader r = wire_reader_of(c->in.payload, c->in.len);
-	uint32_t ms = MIN(wire_get_u32(&r), (uint32_t)OFF_MAX_MS);
+	uint32_t ms = wire_get_u32(&r);
 
 	if (a->off) {
 		ag_conn_error(c, EALREADY, "powering off already");
@@ -253,7 +253,7 @@ void ag_open_poweroff(struct conn *c)
 		off_kill(a);
 		return;
 	}
-	a->off_deadline_ns = ag_deadline(ms);
+	a->off_deadline_ns = ag_deadline(MIN(ms, (uint32_t)OFF_MAX_MS));
 	kill(a->app.pid, SIGTERM);
 }
 

@@ -1,10 +1,11 @@
 #!/usr/bin/python3
 """thaw-agent on this host, over a Unix socket, in name spaces of its own (TAP).
 
-Usage: test_agent_host.py AGENT [--clock]
+Usage: test_agent_host.py [AGENT] [--clock] [NAME...]
 
-Needs root and a writable cgroup v2. --clock also tests that a thaw sets the
-machine's clock: only where the clock is nobody else's (in kvmbox).
+Without AGENT it is thaw-agent of $THAW_BIN. Needs root and a writable cgroup v2.
+--clock also tests that a thaw sets the machine's clock: only where the clock is
+nobody else's (in kvmbox, where it is on by itself).
 """
 import hashlib
 import os
@@ -61,8 +62,8 @@ gamma:x:4303:thawtest
 
 
 class Stage:
-    def __init__(self, binary, clock):
-        self.clock = clock
+    def __init__(self, binary, clock, name="a"):
+        self.binary, self.clock = binary, clock
         self.dir = tempfile.mkdtemp(prefix="thaw-agent-test.")
         os.chmod(self.dir, 0o755)
         self.path = self.dir + "/sock"
@@ -78,7 +79,7 @@ class Stage:
         base = "/sys/fs/cgroup"
         if not os.path.exists(base + "/cgroup.controllers"):
             base += "/unified"
-        self.cgroup = f"{base}/thaw-agent-test-{os.getpid()}"
+        self.cgroup = f"{base}/thaw-agent-test-{os.getpid()}{name}"
         self.log = open(self.dir + "/stderr", "wb")
         args = [binary, "--listen-unix", self.path, "--cgroup", self.cgroup]
         if not clock:
@@ -809,14 +810,48 @@ def poweroff_kills_what_is_left(t):
     s.close()
 
 
+@test
+def poweroff_asks_the_application_first(t):
+    other = Stage(t.binary, False, "b")
+    try:
+        other.agent.start(["sh", "-c", f"trap 'echo bye >{other.dir}/bye; exit 0' "
+                           "TERM; echo up; while :; do sleep 0.05; done"])
+        log = LogReader(other.agent)
+        log.until(1, b"up\n")
+        log.close()
+        other.agent.poweroff(10000)
+        assert other.proc.wait(timeout=10) == 0
+        assert os.path.exists(other.dir + "/bye"), "killed before it could end"
+    finally:
+        other.end()
+
+
+@test
+def poweroff_kills_one_that_does_not_end(t):
+    other = Stage(t.binary, False, "c")
+    try:
+        other.agent.start(["sh", "-c", "trap '' TERM; while :; do sleep 1; done"])
+        start = time.monotonic()
+        other.agent.freeze()  # also a frozen one
+        other.agent.poweroff(500)
+        took = time.monotonic() - start
+        assert 0.5 <= took < 5, took
+        assert other.proc.wait(timeout=10) == 0 and not other.pids()
+    finally:
+        other.end()
+
+
 def main():
-    binary = os.path.abspath(sys.argv[1])
+    args = sys.argv[1:]
+    binary = os.path.abspath(args.pop(0) if args and args[0][:1] != "-"
+                             else os.environ["THAW_BIN"] + "/thaw-agent")
+    clock = "--clock" in args or "KVMBOX_SHARE" in os.environ
     if os.environ.get("THAW_TEST_NS") != "1":
         os.environ["THAW_TEST_NS"] = "1"
         os.execvp("unshare", ["unshare", "--mount", "--uts", sys.executable]
                   + sys.argv)
-    t = Stage(binary, "--clock" in sys.argv[2:])
-    only = [a for a in sys.argv[2:] if not a.startswith("-")]
+    t = Stage(binary, clock)
+    only = [a for a in args if not a.startswith("-")]
     failed = 0
     print(f"1..{len(TESTS)}")
     try:
