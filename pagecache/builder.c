@@ -55,14 +55,14 @@ int pgc_builder_begin(struct pgc_store *s, const struct pgc_id *id,
 	for (int st = 0; st < PGC_NUM_STREAMS && !rc; st++) {
 		b->npages[st] = npages[st];
 		if (b->parent && b->parent->st[st].npages != npages[st])
-			rc = err_set(e, -EINVAL,
-				     "a snapshot must be as long as its parent "
-				     "(%llu pages, not %llu)",
-				     (unsigned long long)
-					 b->parent->st[st].npages,
-				     (unsigned long long)npages[st]);
-		b->chunks[st] = calloc(bchunks(npages[st]) + 1,
-				       sizeof(*b->chunks[st]));
+			rc = err_set(
+			    e, -EINVAL,
+			    "a snapshot must be as long as its parent "
+			    "(%llu pages, not %llu)",
+			    (unsigned long long)b->parent->st[st].npages,
+			    (unsigned long long)npages[st]);
+		b->chunks[st] =
+		    calloc(bchunks(npages[st]) + 1, sizeof(*b->chunks[st]));
 		if (!b->chunks[st])
 			rc = err_set(e, -ENOMEM, "no memory for a builder");
 	}
@@ -251,8 +251,8 @@ static int put_one(struct pgc_builder *b, enum pgc_stream st, uint64_t pgno,
 	return 0;
 }
 
-static int check_range(struct pgc_builder *b, enum pgc_stream st,
-		       uint64_t pgno, uint64_t n, struct err *e)
+static int check_range(struct pgc_builder *b, enum pgc_stream st, uint64_t pgno,
+		       uint64_t n, struct err *e)
 {
 	if (b->broken)
 		return err_set(e, b->broken,
@@ -297,16 +297,15 @@ int pgc_builder_ref(struct pgc_builder *b, enum pgc_stream st, uint64_t pgno,
 		for (uint64_t i = 0; i < k; i++) {
 			struct bent *ent = entry(b, st, pgno + i);
 
-			if (!ent || (g.data && !pin(b, loc_pack(
-							   seg_loc(&g, i))))) {
+			if (!ent ||
+			    (g.data && !pin(b, loc_pack(seg_loc(&g, i))))) {
 				b->broken = -ENOMEM;
 				return err_set(e, -ENOMEM,
 					       "no memory for a builder");
 			}
-			*ent = g.data
-				   ? (struct bent){seg_loc(&g, i),
-						   seg_key(&g, i)}
-				   : (struct bent){LOC_ZERO, 0};
+			*ent = g.data ? (struct bent){seg_loc(&g, i),
+						      seg_key(&g, i)}
+				      : (struct bent){LOC_ZERO, 0};
 		}
 		pgno += k;
 	}
@@ -331,8 +330,8 @@ int pgc_builder_blob(struct pgc_builder *b, const char *name, const void *p,
 		return err_set(e, -E2BIG, "at most %d blobs in a snapshot",
 			       SNAP_MAX_BLOBS);
 	copy = malloc(len + 1);
-	grown = at ? b->blobs
-		   : realloc(b->blobs, (b->nblobs + 1) * sizeof(*grown));
+	grown =
+	    at ? b->blobs : realloc(b->blobs, (b->nblobs + 1) * sizeof(*grown));
 	if (grown)
 		b->blobs = grown;
 	if (!copy || !grown) {

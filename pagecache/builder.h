@@ -1,11 +1,12 @@
-// A snapshot being built: shared by builder.c (putting) and commit.c (publishing).
+// A snapshot being built: shared by builder.c (putting) and commit.c
+// (publishing).
 #ifndef PGC_BUILDER_H
 #define PGC_BUILDER_H
 
 #include "pgc_internal.h"
 
 enum {
-	BCHUNK = 512, // pages whose entries are allocated together
+	BCHUNK = 512,  // pages whose entries are allocated together
 	LOC_UNSET = 0, // not put: the parent's page, or zero
 	LOC_ZERO = 1,  // put, and zero
 };

@@ -49,36 +49,45 @@ uint32_t page_encode(uint8_t *dst, const void *page)
 	return PGC_PAGE;
 }
 
-// Binds the header to its place: a record that was moved, or that belongs to
-// another pack, does not check.
-static uint16_t rec_check(const uint8_t *rec, uint64_t uid, uint64_t off)
+// Binds the record to its place: one that was moved, or that belongs to another
+// pack, does not check. It covers compressed data too, because some flips in
+// it decode to the same page; a raw page's own hash leaves none.
+static uint16_t rec_check(const uint8_t *rec, uint32_t len, uint64_t uid,
+			  uint64_t off)
 {
-	return (uint16_t)XXH3_64bits_withSeed(rec, REC_HEADER - 2, uid ^ off);
+	uint64_t h = XXH3_64bits_withSeed(rec, REC_HEADER - 2, uid ^ off);
+
+	if (len < PGC_PAGE)
+		h ^= XXH3_64bits(rec + REC_HEADER, len);
+	return (uint16_t)h;
 }
 
-void rec_put_header(uint8_t *dst, const struct page_id *id, uint32_t len,
-		    uint64_t uid, uint64_t off)
+void rec_make(uint8_t *dst, const struct page_id *id, const void *data,
+	      uint32_t len, uint64_t uid, uint64_t off)
 {
 	uint32_t field = (len - 1) | (len == PGC_PAGE ? REC_RAW : 0);
 
 	put_le64(dst, id->lo);
 	put_le64(dst + 8, id->hi);
 	put_le16(dst + 16, (uint16_t)field);
-	put_le16(dst + 18, rec_check(dst, uid, off));
+	memcpy(dst + REC_HEADER, data, len);
+	put_le16(dst + 18, rec_check(dst, len, uid, off));
 }
 
-int rec_get_header(const uint8_t *rec, uint64_t uid, uint64_t off,
-		   struct page_id *id, uint32_t *len)
+int rec_parse(const uint8_t *rec, size_t avail, uint64_t uid, uint64_t off,
+	      struct page_id *id, uint32_t *len)
 {
-	uint32_t field = le16(rec + 16);
-	bool raw = field & REC_RAW;
+	uint32_t field;
 
-	if (le16(rec + 18) != rec_check(rec, uid, off))
+	if (avail < REC_HEADER)
 		return -EBADMSG;
+	field = le16(rec + 16);
 	if (field & ~(uint32_t)(REC_RAW | 0xfff))
 		return -EBADMSG;
 	*len = (field & 0xfff) + 1;
-	if (raw != (*len == PGC_PAGE))
+	if (!!(field & REC_RAW) != (*len == PGC_PAGE) ||
+	    avail - REC_HEADER < *len ||
+	    le16(rec + 18) != rec_check(rec, *len, uid, off))
 		return -EBADMSG;
 	id->lo = le64(rec);
 	id->hi = le64(rec + 8);
@@ -100,8 +109,8 @@ int rec_decode(const uint8_t *rec, uint64_t uid, uint64_t loc, uint64_t key,
 	uint32_t len;
 	int n;
 
-	if (rec_get_header(rec, uid, loc_off(loc), &id, &len))
-		return bad(why, "the record's header is damaged");
+	if (rec_parse(rec, loc_size(loc), uid, loc_off(loc), &id, &len))
+		return bad(why, "its record is damaged");
 	if (len != loc_len(loc) || id.lo != key)
 		return bad(why, "another page is stored in its place");
 	if (len == PGC_PAGE) {

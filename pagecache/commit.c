@@ -1,14 +1,15 @@
-// Publishing a snapshot: packs to disk and into packs/, then the map, whose rename
-// into snaps/ is the one moment at which the snapshot begins to exist.
+// Publishing a snapshot: packs to disk and into packs/, then the map, whose
+// rename into snaps/ is the one moment at which the snapshot begins to exist.
 //
-// After a crash before it, tmp/ is emptied at the next start and packs that nobody
-// refers to are collected. Nothing is ever repaired.
+// After a crash before it, tmp/ is emptied at the next start and packs that
+// nobody refers to are collected. Nothing is ever repaired.
 #include <fcntl.h>
 #include <stdlib.h>
 
 #include "builder.h"
 
-// --- the set of locations, for unique_bytes ------------------------------------------
+// --- the set of locations, for unique_bytes
+// ------------------------------------------
 
 struct locset {
 	uint64_t *e;
@@ -53,7 +54,8 @@ static int locset_add(struct locset *t, uint64_t loc)
 	return 0;
 }
 
-// --- emitting a map -----------------------------------------------------------------
+// --- emitting a map
+// -----------------------------------------------------------------
 
 struct emit {
 	struct pgc_builder *b;
@@ -268,8 +270,8 @@ static int emit_all(struct emit *em, struct pgc_builder *b)
 			ents += em->nents[st];
 			nonzero += em->nonzero[st];
 		}
-		// A map that repeats most of its base gains nothing from it, and
-		// would keep it from being collected.
+		// A map that repeats most of its base gains nothing from it,
+		// and would keep it from being collected.
 		if (em->rc || !base || ents <= nonzero / 2)
 			return em->rc;
 		emit_fini(em);
@@ -320,7 +322,8 @@ static int build_map(struct pgc_builder *b, uint8_t **buf, size_t *len)
 	return rc;
 }
 
-// --- publishing -----------------------------------------------------------------------
+// --- publishing
+// -----------------------------------------------------------------------
 
 // names_lock is held. When the folder cannot be synced, the name is taken back;
 // if that cannot be made durable either, the packs stay until the next start,

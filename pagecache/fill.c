@@ -5,8 +5,8 @@
 //	QUEUED   in a request; no read yet
 //	READING  in a batch; its completion will be reported
 //	FILLED   all its non-zero pages are in the memfd
-// Only this file moves them. Requests wait in two queues (urgent, background); a
-// background cluster that becomes urgent is simply queued again, and whoever
+// Only this file moves them. Requests wait in two queues (urgent, background);
+// a background cluster that becomes urgent is simply queued again, and whoever
 // reaches it first takes it. From the queues come *batches*: some clusters, the
 // reads for their records, one buffer. A batch whose reads are done is *ready*;
 // draining decodes and installs it cluster by cluster, urgent batches first, a
@@ -17,14 +17,14 @@
 #include "pgc_internal.h"
 
 enum {
-	BATCH_CLUSTERS = 16,    // of a request: 1 MiB of pages
+	BATCH_CLUSTERS = 16,	// of a request: 1 MiB of pages
 	PREFETCH_CLUSTERS = 32, // of a prefetch
-	MAX_BATCHES = 24,       // in flight for requests
-	MAX_PREFETCH = 2,       // in flight for prefetch
-	PREFETCH_WINDOW = 256,  // clusters sorted together into pack order
-	FILL_GAP = 4096,        // neighbours this close are one read
+	MAX_BATCHES = 24,	// in flight for requests
+	MAX_PREFETCH = 2,	// in flight for prefetch
+	PREFETCH_WINDOW = 256,	// clusters sorted together into pack order
+	FILL_GAP = 4096,	// neighbours this close are one read
 	PREFETCH_GAP = 65536,
-	DRAIN_MAX = 64,         // clusters installed by one drain
+	DRAIN_MAX = 64, // clusters installed by one drain
 	DRAIN_MAX_PREFETCH = 16,
 };
 
@@ -37,7 +37,7 @@ struct request {
 struct batch {
 	struct batch *next;
 	struct pgc_template *t; // NULL: closed meanwhile, drop the pages
-	struct pgc_snap *snap;  // keeps the packs' descriptors
+	struct pgc_snap *snap;	// keeps the packs' descriptors
 	bool urgent, prefetch;
 	int rc;
 	unsigned pending, nclusters, at;
@@ -51,10 +51,10 @@ struct filler {
 	struct pgc_store *s;
 	struct io *io;
 	struct request *queue[2], **tail[2]; // [urgent]
-	struct batch *active;                // reads under way
-	struct batch *ready;                 // reads done, or failed at birth
-	unsigned nrequest, nprefetch;        // batches of each sort, any state
-	uint8_t *pages;                      // one decoded cluster
+	struct batch *active;		     // reads under way
+	struct batch *ready;		     // reads done, or failed at birth
+	unsigned nrequest, nprefetch;	     // batches of each sort, any state
+	uint8_t *pages;			     // one decoded cluster
 };
 
 int filler_create(struct filler **out, struct pgc_store *s, bool no_uring,
@@ -152,8 +152,8 @@ void filler_forget(struct filler *f, struct pgc_template *t)
 			b->t = NULL;
 }
 
-// A batch that already reads one of these clusters goes before others, and in it
-// those clusters before the rest.
+// A batch that already reads one of these clusters goes before others, and in
+// it those clusters before the rest.
 static void hurry(struct batch *b, const struct pgc_template *t, uint64_t first,
 		  uint64_t count)
 {
@@ -189,7 +189,8 @@ int filler_request(struct filler *f, struct pgc_template *t, uint64_t first,
 	return 0;
 }
 
-// --- batches ------------------------------------------------------------------
+// --- batches
+// ------------------------------------------------------------------
 
 static int batch_reads(struct filler *f, struct batch *b)
 {
@@ -240,9 +241,9 @@ static void batch_start(struct filler *f, struct batch *b)
 
 		t->cl[b->clusters[i]] = CL_READING;
 		if (!b->rc)
-			plan_add(&b->plan, t->snap->map, t->st, at,
-				 MIN((uint64_t)PGC_CLUSTER_PAGES,
-				     t->npages - at));
+			plan_add(
+			    &b->plan, t->snap->map, t->st, at,
+			    MIN((uint64_t)PGC_CLUSTER_PAGES, t->npages - at));
 	}
 	b->prefetch ? f->nprefetch++ : f->nrequest++;
 	if (!b->rc)
@@ -351,7 +352,8 @@ void filler_pump(struct filler *f)
 	io_submit(f->io);
 }
 
-// --- completion -----------------------------------------------------------------
+// --- completion
+// -----------------------------------------------------------------
 
 static void reap(struct filler *f)
 {
@@ -396,9 +398,9 @@ static int decode(struct filler *f, struct batch *b, uint64_t cluster,
 
 	for (; g < end && g->pgno < at + PGC_CLUSTER_PAGES; g++) {
 		const char *text = "";
-		int rc = rec_decode(b->buf + g->pos, g->pack->uid, g->loc,
-				    g->key, f->pages + (g->pgno - at) * PGC_PAGE,
-				    &text);
+		int rc =
+		    rec_decode(b->buf + g->pos, g->pack->uid, g->loc, g->key,
+			       f->pages + (g->pgno - at) * PGC_PAGE, &text);
 
 		if (rc) {
 			snprintf(why, nwhy,
@@ -445,7 +447,9 @@ static struct batch **pick(struct filler *f)
 	int rank = 3;
 
 	for (struct batch **at = &f->ready; *at; at = &(*at)->next) {
-		int r = (*at)->urgent || !(*at)->t ? 0 : (*at)->prefetch ? 2 : 1;
+		int r = (*at)->urgent || !(*at)->t ? 0
+			: (*at)->prefetch	   ? 2
+						   : 1;
 
 		if (r < rank) {
 			rank = r;
@@ -493,7 +497,8 @@ size_t pgc_drain(struct pgc_store *s, struct pgc_done *out, size_t max)
 	return filler_drain(s->filler, out, max);
 }
 
-// --- prefetch -----------------------------------------------------------------
+// --- prefetch
+// -----------------------------------------------------------------
 
 struct pf_key {
 	uint64_t loc;

@@ -1,5 +1,6 @@
-// Checking everything there is: index, packs, snapshots with what they build on,
-// working sets. Reads only; what is published or collected meanwhile may be missed.
+// Checking everything there is: index, packs, snapshots with what they build
+// on, working sets. Reads only; what is published or collected meanwhile may be
+// missed.
 #include <stdlib.h>
 
 #include "pgc_internal.h"
@@ -18,7 +19,8 @@ static void report(struct fsck *f, const struct err *e, int rc)
 	f->bad(f->ctx, e->msg[0] ? e->msg : strerror(-rc));
 }
 
-// --- packs --------------------------------------------------------------------
+// --- packs
+// --------------------------------------------------------------------
 
 static int check_record(void *ctx, const struct rec_info *r)
 {
@@ -68,7 +70,8 @@ static void check_packs(struct fsck *f)
 	}
 }
 
-// --- snapshots ------------------------------------------------------------------
+// --- snapshots
+// ------------------------------------------------------------------
 
 enum { CHUNK = 256 };
 
@@ -81,12 +84,12 @@ static void check_pages(struct fsck *f, const struct map *m, const char *name,
 		const struct plan_page *g = &p->pages[i];
 		struct err e = ERR_INIT;
 		const char *why = "it cannot be read";
-		int rc = pack_read(g->pack, loc_off(g->loc), buf,
-				   loc_size(g->loc));
+		int rc =
+		    pack_read(g->pack, loc_off(g->loc), buf, loc_size(g->loc));
 
 		if (!rc)
-			rc = rec_decode(buf, g->pack->uid, g->loc, g->key,
-					page, &why);
+			rc = rec_decode(buf, g->pack->uid, g->loc, g->key, page,
+					&why);
 		if (rc) {
 			err_set(&e, rc,
 				"page %llu of snapshot %s (%llu pages) is "

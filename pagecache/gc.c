@@ -1,11 +1,11 @@
 // Collection: frees what no published and no open snapshot refers to.
 //
 // Marking reads every map, of snapshots and of bases that are still built upon,
-// and notes in one bitmap a pack which records are referred to. Then packs without
-// any are deleted, and the live records of packs that are mostly dead are moved to
-// new packs: new packs are made durable, then each map that refers to an old one is
-// replaced by a copy with new locations, then the old packs are deleted. At each
-// of these moments every map is right.
+// and notes in one bitmap a pack which records are referred to. Then packs
+// without any are deleted, and the live records of packs that are mostly dead
+// are moved to new packs: new packs are made durable, then each map that refers
+// to an old one is replaced by a copy with new locations, then the old packs
+// are deleted. At each of these moments every map is right.
 //
 // Beside it, others pin packs and publish. What they let go of after this
 // collection began (pack.touched) it leaves alone: their references may be too
@@ -41,7 +41,8 @@ struct gc {
 	struct err *e;
 };
 
-// --- which maps there are --------------------------------------------------------------
+// --- which maps there are
+// --------------------------------------------------------------
 
 static int note_map(struct gc *g, const struct mapname *n)
 {
@@ -126,8 +127,8 @@ static int see_base(void *ctx, const uint8_t uid[16])
 	return 0;
 }
 
-// With names_lock: nothing is published or renamed meanwhile, and a base that is
-// going to be built upon is open, because its builder has it open.
+// With names_lock: nothing is published or renamed meanwhile, and a base that
+// is going to be built upon is open, because its builder has it open.
 static int survey(struct gc *g)
 {
 	struct pgc_store *s = g->s;
@@ -166,7 +167,8 @@ static int load_map(struct gc *g, const struct mapname *n, struct map **out)
 	return rc;
 }
 
-// --- marking --------------------------------------------------------------------
+// --- marking
+// --------------------------------------------------------------------
 
 static uint32_t slot_of(struct gc *g, uint64_t uid)
 {
@@ -217,8 +219,9 @@ static int mark_map(struct gc *g, const struct map *m)
 				rc = mark_loc(g, slot, loc);
 		}
 	}
-	return rc ? err_set(g->e, rc, "cannot collect: no memory, or a map "
-				      "points beyond its packs")
+	return rc ? err_set(g->e, rc,
+			    "cannot collect: no memory, or a map "
+			    "points beyond its packs")
 		  : 0;
 }
 
@@ -242,9 +245,11 @@ static int mark_all(struct gc *g)
 	return rc;
 }
 
-// --- deleting and moving --------------------------------------------------------------
+// --- deleting and moving
+// --------------------------------------------------------------
 
-// A pin of ours for a pack that nobody else has or had since we began; else NULL.
+// A pin of ours for a pack that nobody else has or had since we began; else
+// NULL.
 static struct pack *claim(struct gc *g, uint32_t slot)
 {
 	struct pack *p;

@@ -1,6 +1,6 @@
-// The index: where is a page with this key stored? Only deduplication asks; maps
-// hold locations themselves. So the index may be lost, stale or wrong without
-// harm: every answer is a candidate whose bytes are compared.
+// The index: where is a page with this key stored? Only deduplication asks;
+// maps hold locations themselves. So the index may be lost, stale or wrong
+// without harm: every answer is a candidate whose bytes are compared.
 //
 // It has two levels. The file is sorted by key, immutable, replaced as a whole
 // by rename, mapped and searched by interpolation (keys are hashes, so evenly
@@ -21,7 +21,8 @@ enum {
 	MERGE_BUF = 1024 * 1024,
 };
 
-// --- hash tables --------------------------------------------------------------
+// --- hash tables
+// --------------------------------------------------------------
 
 // Guests choose page contents, so they could choose keys that crowd one place
 // of the table or share a key: the first is met by a random multiplier, the
@@ -92,7 +93,8 @@ void ktab_free(struct ktab *t)
 	memset(t, 0, sizeof(*t));
 }
 
-// --- the file -------------------------------------------------------------------
+// --- the file
+// -------------------------------------------------------------------
 
 int index_init(struct index *ix)
 {
@@ -213,8 +215,8 @@ static int bind_slots(struct pgc_store *s, struct index *ix)
 	if (all)
 		qsort(all, n, sizeof(struct pack *), by_uid);
 	for (uint32_t i = 0; all && i < ix->npacks; i++) {
-		struct pack want = {.uid = le64(ix->map + INDEX_HEADER +
-						8 * (size_t)i)};
+		struct pack want = {
+		    .uid = le64(ix->map + INDEX_HEADER + 8 * (size_t)i)};
 		struct pack *wp = &want, **p;
 
 		p = bsearch(&wp, all, n, sizeof(struct pack *), by_uid);
@@ -286,7 +288,8 @@ void index_relax(struct pgc_store *s)
 	pthread_rwlock_unlock(&s->index.lock);
 }
 
-// --- looking up -----------------------------------------------------------------
+// --- looking up
+// -----------------------------------------------------------------
 
 static uint64_t ent_key(const struct index *ix, uint64_t i)
 {
@@ -297,16 +300,16 @@ static uint64_t ent_key(const struct index *ix, uint64_t i)
 // each step; after a few steps bisection bounds the worst case.
 static uint64_t lower_bound(const struct index *ix, uint64_t key)
 {
-	uint64_t lo = 0, hi = ix->count;           // answer in [lo, hi]
-	uint64_t lokey = 0, hikey = UINT64_MAX;    // keys around
+	uint64_t lo = 0, hi = ix->count;	// answer in [lo, hi]
+	uint64_t lokey = 0, hikey = UINT64_MAX; // keys around
 	unsigned step = 0;
 
 	while (lo < hi) {
 		uint64_t span = hi - lo, at = lo + span / 2;
 
 		if (step++ < 5 && hikey > lokey && key >= lokey && span > 8) {
-			double f = (double)(key - lokey) /
-				   (double)(hikey - lokey);
+			double f =
+			    (double)(key - lokey) / (double)(hikey - lokey);
 			uint64_t guess = lo + (uint64_t)(f * (double)span);
 
 			at = MIN(guess, hi - 1);
@@ -336,8 +339,8 @@ size_t index_find(struct pgc_store *s, uint64_t key,
 		uint64_t loc = le64(ix->ents + i * INDEX_ENT + 8);
 
 		if (loc_pack(loc) < ix->npacks && ix->slots[loc_pack(loc)])
-			locs[n++] = loc_with_pack(loc,
-						  ix->slots[loc_pack(loc)]);
+			locs[n++] =
+			    loc_with_pack(loc, ix->slots[loc_pack(loc)]);
 	}
 	pthread_rwlock_unlock(&ix->lock);
 	return n;
@@ -361,7 +364,8 @@ int index_take(struct pgc_store *s, const struct ktab *t,
 	return rc;
 }
 
-// --- catching up ------------------------------------------------------------------
+// --- catching up
+// ------------------------------------------------------------------
 
 static int catch_up_one(void *ctx, const struct rec_info *r)
 {
@@ -390,7 +394,8 @@ int index_catch_up(struct pgc_store *s, struct err *e)
 	return 0;
 }
 
-// --- merging ------------------------------------------------------------------
+// --- merging
+// ------------------------------------------------------------------
 
 struct merge {
 	struct pgc_store *s;
@@ -497,9 +502,9 @@ static void merge_body(struct merge *m)
 		for (; d < m->n && m->ents[d].key < key; d++)
 			merge_emit(m, m->ents[d].key, m->ents[d].loc);
 		if (loc_pack(loc) < ix->npacks && ix->slots[loc_pack(loc)])
-			merge_emit(m, key,
-				   loc_with_pack(loc,
-						 ix->slots[loc_pack(loc)]));
+			merge_emit(
+			    m, key,
+			    loc_with_pack(loc, ix->slots[loc_pack(loc)]));
 	}
 	for (; d < m->n; d++)
 		merge_emit(m, m->ents[d].key, m->ents[d].loc);
@@ -554,8 +559,8 @@ static int merge_write(struct merge *m, struct err *e)
 	// replaces it.
 	snprintf(tmp, sizeof(tmp), "index.%016llx",
 		 (unsigned long long)new_uid64());
-	m->fd = openat(s->tmp_fd, tmp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC,
-		       0600);
+	m->fd =
+	    openat(s->tmp_fd, tmp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	if (m->fd < 0)
 		return err_sys(e, "cannot create the page index");
 	merge_body(m);

@@ -21,10 +21,10 @@ struct io {
 	int efd;
 	bool uring;
 	struct io_uring ring;
-	unsigned inflight;         // io_uring: given to the kernel
-	struct io_list wait[2];    // [urgent]
-	struct io_list finished;   // threads
-	pthread_mutex_t lock;      // threads: wait, finished, stop
+	unsigned inflight;	 // io_uring: given to the kernel
+	struct io_list wait[2];	 // [urgent]
+	struct io_list finished; // threads
+	pthread_mutex_t lock;	 // threads: wait, finished, stop
 	pthread_cond_t work;
 	pthread_t threads[THREADS];
 	unsigned nthreads;
@@ -117,7 +117,8 @@ void io_clear(struct io *io)
 	(void)!read(io->efd, &v, sizeof(v));
 }
 
-// --- threads ----------------------------------------------------------------------
+// --- threads
+// ----------------------------------------------------------------------
 
 static void *io_thread(void *arg)
 {
@@ -165,7 +166,8 @@ static void threads_queue(struct io *io, struct io_read *r)
 	must_unlock(&io->lock);
 }
 
-// --- io_uring -----------------------------------------------------------------------
+// --- io_uring
+// -----------------------------------------------------------------------
 
 void io_queue(struct io *io, struct io_read *r)
 {

@@ -3,18 +3,19 @@
 // A map is either complete, or tells only how it differs from its *base*,
 // another complete map: a suspended microVM so costs what it wrote. The base is
 // named by file uid, not by snapshot: removing a snapshot only takes its name
-// away (snaps/ID.snap becomes snaps/UID.base) and collection deletes the file when
-// no other needs it. Bases never have bases.
+// away (snaps/ID.snap becomes snaps/UID.base) and collection deletes the file
+// when no other needs it. Bases never have bases.
 //
-// In memory a map is its file, read once and checked whole (map_parse), with the
-// runs unpacked for bisection; entries are used in place. Being bound means that
-// all its packs are pinned and open, and every location lies inside its pack.
-// Open maps are shared by uid.
+// In memory a map is its file, read once and checked whole (map_parse), with
+// the runs unpacked for bisection; entries are used in place. Being bound means
+// that all its packs are pinned and open, and every location lies inside its
+// pack. Open maps are shared by uid.
 #include <limits.h>
 
 #include "pgc_internal.h"
 
-// --- writing --------------------------------------------------------------------
+// --- writing
+// --------------------------------------------------------------------
 
 void map_reseal(uint8_t *buf, size_t len)
 {
@@ -96,7 +97,8 @@ int map_serialise(const struct map *m, const struct mapsrc *src, uint8_t **out,
 	return 0;
 }
 
-// --- parsing --------------------------------------------------------------------
+// --- parsing
+// --------------------------------------------------------------------
 
 void map_free(struct map *m)
 {
@@ -249,8 +251,8 @@ static int parse_blobs(struct map *m, struct wire_reader *r, const char *what,
 
 static int parse_body(struct map *m, const char *what, struct err *e)
 {
-	struct wire_reader r = wire_reader_of(m->buf + SNAP_HEADER,
-					      m->len - SNAP_HEADER);
+	struct wire_reader r =
+	    wire_reader_of(m->buf + SNAP_HEADER, m->len - SNAP_HEADER);
 	const uint8_t *uids, *runs[PGC_NUM_STREAMS];
 	int rc;
 
@@ -311,7 +313,8 @@ int map_read_file(struct map **out, struct pgc_store *s, const char *path,
 	return rc ? rc : map_parse(out, buf, len, path, e);
 }
 
-// --- open maps --------------------------------------------------------------------
+// --- open maps
+// --------------------------------------------------------------------
 
 static void unbind(struct map *m)
 {
@@ -401,7 +404,8 @@ void map_unref(struct map *m)
 	map_unref(base);
 }
 
-// The uid in the first bytes of a snapshot file, unverified: a hint for sharing.
+// The uid in the first bytes of a snapshot file, unverified: a hint for
+// sharing.
 static int peek_uid(struct pgc_store *s, const char *path, uint8_t uid[16],
 		    struct err *e)
 {
@@ -538,11 +542,13 @@ int map_open_base(struct pgc_store *s, const uint8_t uid[16], struct map **out,
 	return open_path(s, path, NULL, NULL, out, e);
 }
 
-// --- looking up -----------------------------------------------------------------
+// --- looking up
+// -----------------------------------------------------------------
 
 static uint32_t run_at(const struct mstream *t, uint64_t pgno)
 {
-	uint32_t lo = 0, hi = t->nruns; // runs[lo].start <= pgno < runs[hi].start
+	uint32_t lo = 0,
+		 hi = t->nruns; // runs[lo].start <= pgno < runs[hi].start
 
 	while (hi - lo > 1) {
 		uint32_t mid = lo + (hi - lo) / 2;
@@ -570,9 +576,8 @@ void map_seg(const struct map *m, enum pgc_stream st, uint64_t pgno,
 		out->same = same;
 		return;
 	}
-	*out = (struct mseg){pgno, n, (r->kind & 3) == RUN_K_DATA, same, m,
-			     NULL};
+	*out =
+	    (struct mseg){pgno, n, (r->kind & 3) == RUN_K_DATA, same, m, NULL};
 	if (out->data)
-		out->ents = t->ents +
-			    (r->first + (pgno - r->start)) * SNAP_ENT;
+		out->ents = t->ents + (r->first + (pgno - r->start)) * SNAP_ENT;
 }

@@ -165,8 +165,8 @@ static int pack_open_file(struct pgc_store *s, const struct pack *p,
 		return err_sys(e, "cannot examine pack %s", path);
 	rc = util_pread_all(fd, h, sizeof(h), 0);
 	if (rc == -ENODATA)
-		return err_set(e, -EBADMSG,
-			       "pack %s is corrupt: it is cut off", path);
+		return err_set(e, -EBADMSG, "pack %s is corrupt: it is cut off",
+			       path);
 	if (rc)
 		return err_wrap(e, rc, "cannot read pack %s", path);
 	rc = header_check(h, p, (uint64_t)sb.st_size, e);
@@ -231,9 +231,7 @@ static int scan_one(const struct pack *p, const uint8_t *buf, size_t avail,
 {
 	uint32_t len;
 
-	if (avail < REC_HEADER ||
-	    rec_get_header(buf, p->uid, off, &r->id, &len) ||
-	    avail < REC_HEADER + len)
+	if (rec_parse(buf, avail, p->uid, off, &r->id, &len))
 		return -EBADMSG;
 	r->loc = loc_make(p->slot, off, len);
 	r->rec = buf;
@@ -272,7 +270,7 @@ int pack_scan(struct pgc_store *s, struct pack *p,
 		if (n < 0)
 			return err_set(e, n,
 				       "pack %016llx is corrupt: the record "
-				       "header at byte %llu is damaged",
+				       "at byte %llu is damaged",
 				       (unsigned long long)p->uid,
 				       (unsigned long long)off);
 		rc = cb(ctx, &r);

@@ -1,8 +1,9 @@
 // Appending records to new packs, in tmp/, until they are published.
 //
 // A pack's file is written once, front to back: its header's place first, then
-// records, at last the header. It is fsynced, renamed into packs/ and the folder
-// fsynced before any snapshot refers to it; from then on it never changes.
+// records, at last the header. It is fsynced, renamed into packs/ and the
+// folder fsynced before any snapshot refers to it; from then on it never
+// changes.
 #include <fcntl.h>
 
 #include "pgc_internal.h"
@@ -21,8 +22,8 @@ int pw_init(struct packwriter *w, struct pgc_store *s)
 
 static int pw_flush(struct packwriter *w, struct err *e)
 {
-	int rc = util_pwrite_all(w->cur->fd, w->buf, w->buffered,
-				 (off_t)w->flushed);
+	int rc =
+	    util_pwrite_all(w->cur->fd, w->buf, w->buffered, (off_t)w->flushed);
 
 	if (rc)
 		return err_wrap(e, rc, "cannot write pack %016llx",
@@ -126,8 +127,7 @@ int pw_append(struct packwriter *w, const struct page_id *id, const void *data,
 			return rc;
 	}
 	off = w->flushed + w->buffered;
-	rec_put_header(w->buf + w->buffered, id, len, w->cur->uid, off);
-	memcpy(w->buf + w->buffered + REC_HEADER, data, len);
+	rec_make(w->buf + w->buffered, id, data, len, w->cur->uid, off);
 	w->buffered += need;
 	w->appended += need;
 	w->records++;

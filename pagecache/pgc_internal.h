@@ -1,9 +1,9 @@
 // What the files of this room share. Nothing here is for other rooms.
 //
 // Locks, outermost first: gc_lock (one collection at a time), names_lock (the
-// names in snaps/), merge_lock (one index rewrite at a time), index.lock (rwlock:
-// lookups share it), lock (registry of packs, open maps). Whoever holds one may
-// take those after it, never those before it.
+// names in snaps/), merge_lock (one index rewrite at a time), index.lock
+// (rwlock: lookups share it), lock (registry of packs, open maps). Whoever
+// holds one may take those after it, never those before it.
 #ifndef PGC_INTERNAL_H
 #define PGC_INTERNAL_H
 
@@ -16,7 +16,8 @@
 #include "pagecache.h"
 #include "pgc_format.h"
 
-// --- codec.c ------------------------------------------------------------------
+// --- codec.c
+// ------------------------------------------------------------------
 
 struct page_id {
 	uint64_t lo, hi; // XXH3-128; lo is the key of index and maps
@@ -34,32 +35,35 @@ struct page_id page_id_of(const void *page);
 bool page_is_zero(const void *page);
 uint64_t hash64(const void *p, size_t len);
 void hash128(uint8_t out[16], const void *p, size_t len);
-// Compresses into dst (PGC_PAGE bytes); returns the stored length, PGC_PAGE when
-// the page itself was copied because lz4 does not make it smaller.
+// Compresses into dst (PGC_PAGE bytes); returns the stored length, PGC_PAGE
+// when the page itself was copied because lz4 does not make it smaller.
 uint32_t page_encode(uint8_t *dst, const void *page);
-void rec_put_header(uint8_t *dst, const struct page_id *id, uint32_t len,
-		    uint64_t uid, uint64_t off);
-// Parses and checks the header alone; 0 or -EBADMSG.
-int rec_get_header(const uint8_t *rec, uint64_t uid, uint64_t off,
-		   struct page_id *id, uint32_t *len);
-// Decodes the record at `rec` (loc_size(loc) bytes readable) and verifies that it
-// is the page that `key` names. `why` (may be NULL) gets the reason of -EBADMSG.
+// Writes a whole record: header and data (len bytes).
+void rec_make(uint8_t *dst, const struct page_id *id, const void *data,
+	      uint32_t len, uint64_t uid, uint64_t off);
+// Parses and checks a record without decoding it; 0 or -EBADMSG.
+int rec_parse(const uint8_t *rec, size_t avail, uint64_t uid, uint64_t off,
+	      struct page_id *id, uint32_t *len);
+// Decodes the record at `rec` (loc_size(loc) bytes readable) and verifies that
+// it is the page that `key` names. `why` (may be NULL) gets the reason of
+// -EBADMSG.
 int rec_decode(const uint8_t *rec, uint64_t uid, uint64_t loc, uint64_t key,
 	       void *page, const char **why);
 uint64_t new_uid64(void);
 void new_uid128(uint8_t out[16]);
 
-// --- pack.c -------------------------------------------------------------------
+// --- pack.c
+// -------------------------------------------------------------------
 
 struct pack {
 	uint64_t uid, size, records;
 	uint32_t slot;
-	int fd;           // open while pinned, once it was needed
-	unsigned pins;    // by open maps and builders
+	int fd;		  // open while pinned, once it was needed
+	unsigned pins;	  // by open maps and builders
 	uint64_t touched; // the collection that was running at the last unpin
-	bool building;    // a builder's, not published yet
-	bool indexed;     // its records are in index or delta
-	bool keep;        // not to be collected in this process
+	bool building;	  // a builder's, not published yet
+	bool indexed;	  // its records are in index or delta
+	bool keep;	  // not to be collected in this process
 };
 
 struct packs {
@@ -67,7 +71,8 @@ struct packs {
 	uint32_t n, cap;
 };
 
-// Makes a slot for a pack; pinned once when `building`. NULL: no memory or slots.
+// Makes a slot for a pack; pinned once when `building`. NULL: no memory or
+// slots.
 struct pack *pack_add(struct pgc_store *s, uint64_t uid, uint64_t size,
 		      bool building);
 // Pin by slot or uid; NULL when there is no such published pack.
@@ -85,8 +90,8 @@ void pack_unpin_quietly(struct pgc_store *s, struct pack *p);
 uint64_t pack_peek_records(struct pgc_store *s, uint64_t uid);
 void pack_drop(struct pgc_store *s, struct pack *p); // a builder's, gone wrong
 void pack_path(char *dst, size_t n, const char *folder, uint64_t uid);
-// Calls back for every record, in order; stops at the first damage (-EBADMSG) or
-// when cb returns nonzero. Contents are the callback's to verify.
+// Calls back for every record, in order; stops at the first damage (-EBADMSG)
+// or when cb returns nonzero. Contents are the callback's to verify.
 struct rec_info {
 	struct page_id id;
 	uint64_t loc;
@@ -98,7 +103,8 @@ int pack_scan(struct pgc_store *s, struct pack *p,
 // One record of a pinned, opened pack into buf (loc_size bytes); 0 or -errno.
 int pack_read(const struct pack *p, uint64_t off, void *buf, size_t len);
 
-// --- packwriter.c ----------------------------------------------------------------
+// --- packwriter.c
+// ----------------------------------------------------------------
 
 struct packwriter {
 	struct pgc_store *s;
@@ -126,7 +132,8 @@ void pw_release(struct packwriter *w);
 // Deletes files (if !published) and frees everything; pins go.
 void pw_fini(struct packwriter *w, bool published);
 
-// --- index.c ------------------------------------------------------------------
+// --- index.c
+// ------------------------------------------------------------------
 
 struct kent {
 	uint64_t key, loc; // loc 0: empty
@@ -167,14 +174,15 @@ int index_take(struct pgc_store *s, const struct ktab *t,
 int index_catch_up(struct pgc_store *s, struct err *e);
 // Rewrites the file when the delta (or the dead part) has grown, or if forced.
 int index_merge(struct pgc_store *s, bool force, struct err *e);
-void index_relax(struct pgc_store *s); // gives mapped pages back
+void index_relax(struct pgc_store *s);		      // gives mapped pages back
 int index_verify(struct pgc_store *s, struct err *e); // fsck: the file
 
-// --- map.c --------------------------------------------------------------------
+// --- map.c
+// --------------------------------------------------------------------
 
 struct mrun {
 	uint32_t start, first; // first page; first entry (DATA)
-	uint32_t kind;         // RUN_K_*, maybe | RUN_SAME
+	uint32_t kind;	       // RUN_K_*, maybe | RUN_SAME
 };
 struct mstream {
 	uint64_t npages, nonzero, own;
@@ -225,9 +233,9 @@ void map_unref(struct map *m);
 // A stretch of pages of one nature.
 struct mseg {
 	uint64_t pgno, npages;
-	bool data, same;      // not zero; same as the parent's
+	bool data, same;	 // not zero; same as the parent's
 	const struct map *owner; // whose packs and entries
-	const uint8_t *ents;  // of the first page (data only)
+	const uint8_t *ents;	 // of the first page (data only)
 };
 // The stretch at pgno, clipped to start there; pgno < npages of the stream.
 void map_seg(const struct map *m, enum pgc_stream st, uint64_t pgno,
@@ -247,7 +255,8 @@ static inline struct pack *seg_pack(const struct mseg *g, uint64_t i)
 	return g->owner->packs[loc_pack(le64(g->ents + i * SNAP_ENT))];
 }
 
-// Writes a file image from its parts (header fields in `m`, which needs no buf).
+// Writes a file image from its parts (header fields in `m`, which needs no
+// buf).
 struct mapsrc {
 	const uint32_t *runs[PGC_NUM_STREAMS];
 	uint32_t nruns[PGC_NUM_STREAMS];
@@ -259,13 +268,15 @@ int map_serialise(const struct map *m, const struct mapsrc *src, uint8_t **out,
 // Recomputes both checksums of a file image that was edited in place.
 void map_reseal(uint8_t *buf, size_t len);
 
-// --- workset.c ------------------------------------------------------------------
+// --- workset.c
+// ------------------------------------------------------------------
 
 void ws_path(char *dst, size_t n, const struct pgc_id *id, enum pgc_stream st);
 int ws_load(struct pgc_store *s, const struct map *m, enum pgc_stream st,
 	    uint32_t **out, size_t *n, struct err *e); // -ENOENT: none
 
-// --- snap.c -------------------------------------------------------------------
+// --- snap.c
+// -------------------------------------------------------------------
 
 struct pgc_snap {
 	atomic_uint refs;
@@ -274,7 +285,8 @@ struct pgc_snap {
 	size_t nws[PGC_NUM_STREAMS];
 };
 
-// --- plan.c -------------------------------------------------------------------
+// --- plan.c
+// -------------------------------------------------------------------
 
 // Pages of one request with the reads that fetch their records.
 struct plan_page {
@@ -289,7 +301,7 @@ struct plan_read {
 };
 struct plan {
 	uint32_t npages, nreads, bytes;
-	uint32_t cap; // pages
+	uint32_t cap;		 // pages
 	struct plan_page *pages; // after plan_layout: by location
 	struct plan_read *reads;
 };
@@ -302,7 +314,8 @@ void plan_add(struct plan *p, const struct map *m, enum pgc_stream st,
 void plan_layout(struct plan *p, uint32_t gap);
 void plan_by_page(struct plan *p); // back into the order of page numbers
 
-// --- io.c ---------------------------------------------------------------------
+// --- io.c
+// ---------------------------------------------------------------------
 
 struct batch;
 struct io_read {
@@ -323,10 +336,11 @@ bool io_is_uring(const struct io *io);
 void io_queue(struct io *io, struct io_read *r); // then io_submit()
 void io_submit(struct io *io);
 struct io_read *io_reap(struct io *io); // a list of finished reads, or NULL
-void io_clear(struct io *io);           // the event was seen
-void io_poke(struct io *io);            // make the descriptor readable again
+void io_clear(struct io *io);		// the event was seen
+void io_poke(struct io *io);		// make the descriptor readable again
 
-// --- fill.c, template.c ------------------------------------------------------------
+// --- fill.c, template.c
+// ------------------------------------------------------------
 
 enum { CL_MISSING, CL_QUEUED, CL_READING, CL_FILLED };
 
@@ -338,7 +352,7 @@ struct pgc_template {
 	uint64_t npages, nclusters, resident;
 	int memfd, rofd, uffd;
 	uint8_t *mem;
-	uint8_t *cl; // CL_* of each cluster
+	uint8_t *cl;  // CL_* of each cluster
 	uint32_t *pf; // clusters of the working set still to prefetch
 	size_t pf_n, pf_at;
 };
@@ -358,7 +372,8 @@ size_t filler_drain(struct filler *f, struct pgc_done *out, size_t max);
 int template_install(struct pgc_template *t, uint64_t cluster,
 		     const uint8_t *pages, char *why, size_t nwhy);
 
-// --- store.c ------------------------------------------------------------------
+// --- store.c
+// ------------------------------------------------------------------
 
 struct pgc_store {
 	char *dir;

@@ -3,9 +3,9 @@
 //	lock           flock()ed by the one process that has the store open
 //	index          page id -> location; may be lost (index.c)
 //	packs/UID.pack pages (pack.c)
-//	snaps/ID.snap  a published snapshot (map.c); ID.mem.ws, ID.disk.ws beside it
-//	snaps/UID.base a removed snapshot that others build on
-//	tmp/           what is not published yet; emptied at open
+//	snaps/ID.snap  a published snapshot (map.c); ID.mem.ws, ID.disk.ws
+//beside it 	snaps/UID.base a removed snapshot that others build on 	tmp/ what is
+//not published yet; emptied at open
 #include <dirent.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -14,7 +14,8 @@
 
 #include "pgc_internal.h"
 
-// --- file helpers -----------------------------------------------------------------
+// --- file helpers
+// -----------------------------------------------------------------
 
 int store_sync_dir(int fd, const char *what, struct err *e)
 {
@@ -25,9 +26,8 @@ int store_sync_dir(int fd, const char *what, struct err *e)
 int store_write_tmp(struct pgc_store *s, const char *name, const void *buf,
 		    size_t len, struct err *e)
 {
-	cleanup_fd int fd = openat(s->tmp_fd, name,
-				   O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC,
-				   0600);
+	cleanup_fd int fd = openat(
+	    s->tmp_fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	int rc;
 
 	if (fd < 0)
@@ -45,8 +45,8 @@ int store_write_tmp(struct pgc_store *s, const char *name, const void *buf,
 int store_slurp(struct pgc_store *s, const char *path, size_t max,
 		uint8_t **buf, size_t *len, struct err *e)
 {
-	cleanup_fd int fd = openat(s->dirfd, path,
-				   O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	cleanup_fd int fd =
+	    openat(s->dirfd, path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 	struct stat sb;
 	uint8_t *p;
 	int rc;
@@ -112,7 +112,8 @@ int store_each(struct pgc_store *s, const char *suffix,
 	return rc;
 }
 
-// --- opening ------------------------------------------------------------------
+// --- opening
+// ------------------------------------------------------------------
 
 static int open_folder(struct pgc_store *s, const char *name, int *fd,
 		       struct err *e)
@@ -323,7 +324,8 @@ static void stat_snaps(struct pgc_store *s, struct pgc_store_stats *out)
 	uint8_t name[16];
 
 	while (d && (de = readdir(d))) {
-		if (fstatat(s->snaps_fd, de->d_name, &sb, AT_SYMLINK_NOFOLLOW) ||
+		if (fstatat(s->snaps_fd, de->d_name, &sb,
+			    AT_SYMLINK_NOFOLLOW) ||
 		    !S_ISREG(sb.st_mode))
 			continue;
 		out->map_bytes += (uint64_t)sb.st_size;
@@ -346,8 +348,8 @@ void pgc_store_get_stats(struct pgc_store *s, struct pgc_store_stats *out)
 		out->pages += p->records;
 		out->pack_bytes += p->size;
 		out->stored_bytes +=
-		    p->size - MIN(p->size, PACK_HEADER +
-					       p->records * REC_HEADER);
+		    p->size -
+		    MIN(p->size, PACK_HEADER + p->records * REC_HEADER);
 	}
 	must_unlock(&s->lock);
 	out->raw_bytes = out->pages * PGC_PAGE;

@@ -1,13 +1,13 @@
 // Templates: one stream of a snapshot as a memfd that clones map privately.
 //
-// The one rule is that a page either is a hole or has its right content, at every
-// moment and for every mapper. So the memfd is never written, and our own shared
-// mapping never touched (it is PROT_NONE, and registered with a userfaultfd of
-// ours that nobody reads): pages appear by UFFDIO_COPY into that mapping, which
-// inserts a complete page or nothing. Zero pages stay holes: the clone's owner
-// answers those itself. Should a page be there already, somebody read the hole
-// through an unregistered mapping and put zeroes into it: the template cannot be
-// trusted, and the fill fails.
+// The one rule is that a page either is a hole or has its right content, at
+// every moment and for every mapper. So the memfd is never written, and our own
+// shared mapping never touched (it is PROT_NONE, and registered with a
+// userfaultfd of ours that nobody reads): pages appear by UFFDIO_COPY into that
+// mapping, which inserts a complete page or nothing. Zero pages stay holes: the
+// clone's owner answers those itself. Should a page be there already, somebody
+// read the hole through an unregistered mapping and put zeroes into it: the
+// template cannot be trusted, and the fill fails.
 //
 // The memfd is sealed against shrinking, growing and further seals
 // (F_SEAL_FUTURE_WRITE would forbid filling), has mode 0, and is given away
@@ -41,8 +41,8 @@ static int uffd_new(struct err *e)
 	if (dev >= 0)
 		fd = ioctl(dev, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0)
-		fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK |
-						       UFFD_USER_MODE_ONLY);
+		fd = (int)syscall(SYS_userfaultfd,
+				  O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
 	if (fd < 0)
 		return err_sys(e, "cannot make a userfaultfd (run as root, or "
 				  "set vm.unprivileged_userfaultfd)");
@@ -77,8 +77,8 @@ static int map_memfd(struct pgc_template *t, struct err *e)
 	struct uffdio_api api = {.api = UFFD_API};
 	struct uffdio_register reg = {0};
 	size_t len = t->npages * PGC_PAGE;
-	void *mem = mmap(NULL, len, PROT_NONE, MAP_SHARED | MAP_NORESERVE,
-			 t->memfd, 0);
+	void *mem =
+	    mmap(NULL, len, PROT_NONE, MAP_SHARED | MAP_NORESERVE, t->memfd, 0);
 
 	if (mem == MAP_FAILED)
 		return err_sys(e, "cannot map a template");

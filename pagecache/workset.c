@@ -1,5 +1,6 @@
-// The working set: which pages a thaw needs, in order of first access. A side file
-// of its snapshot, so that recording it never touches the snapshot's own file.
+// The working set: which pages a thaw needs, in order of first access. A side
+// file of its snapshot, so that recording it never touches the snapshot's own
+// file.
 #include <fcntl.h>
 #include <stdlib.h>
 
@@ -31,9 +32,8 @@ int ws_load(struct pgc_store *s, const struct map *m, enum pgc_stream st,
 	int rc;
 
 	ws_path(path, sizeof(path), &m->id, st);
-	rc = store_slurp(s, path,
-			 WS_HEADER + 4 * (size_t)m->st[st].npages + 1, &buf,
-			 &len, e);
+	rc = store_slurp(s, path, WS_HEADER + 4 * (size_t)m->st[st].npages + 1,
+			 &buf, &len, e);
 	if (rc)
 		return rc;
 	if (len < WS_HEADER || memcmp(buf, WS_MAGIC, 8) ||
@@ -122,8 +122,8 @@ int pgc_snap_set_workset(struct pgc_store *s, const struct pgc_id *id,
 	if (rc)
 		return rc;
 	if (n > m->st[st].npages)
-		rc = err_set(e, -EINVAL,
-			     "a working set longer than its stream");
+		rc =
+		    err_set(e, -EINVAL, "a working set longer than its stream");
 	for (size_t i = 0; i < n && !rc; i++)
 		if (pgnos[i] >= m->st[st].npages)
 			rc = err_set(e, -EINVAL,

@@ -7,19 +7,33 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <limits.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #include "pgc_internal.h"
 
-#define ok(expr)                                                               \
-	do {                                                                   \
-		struct err ok_e = ERR_INIT;                                    \
-		struct err *e = &ok_e;                                         \
-		int ok_rc = (expr);                                            \
-		cr_assert_eq(ok_rc, 0, "%s: %d %s", #expr, ok_rc, ok_e.msg);   \
+#define ok(expr)                                                             \
+	do {                                                                 \
+		struct err ok_e = ERR_INIT;                                  \
+		struct err *e = &ok_e;                                       \
+		int ok_rc = (expr);                                          \
+		cr_assert_eq(ok_rc, 0, "%s: %d %s", #expr, ok_rc, ok_e.msg); \
 	} while (0)
+
+// snprintf() that must fit.
+__attribute__((format(printf, 3, 4))) static inline void
+text(char *dst, size_t n, const char *fmt, ...)
+{
+	va_list ap;
+	int k;
+
+	va_start(ap, fmt);
+	k = vsnprintf(dst, n, fmt, ap);
+	va_end(ap);
+	cr_assert(k >= 0 && (size_t)k < n);
+}
 
 static inline int rm_one(const char *p, const struct stat *sb, int t,
 			 struct FTW *f)
@@ -40,7 +54,7 @@ static inline char *tmp_store(void)
 	static char dir[64];
 	const char *base = access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm";
 
-	snprintf(dir, sizeof(dir), "%s/pgc-XXXXXX", base);
+	text(dir, sizeof(dir), "%s/pgc-XXXXXX", base);
 	cr_assert(mkdtemp(dir));
 	return dir;
 }
@@ -101,8 +115,8 @@ static inline uint8_t *mixed(uint64_t n, uint64_t salt)
 	return p;
 }
 
-// Publishes a snapshot with `n` memory pages from `pages` and, if disk, the same
-// pages reversed as its disk.
+// Publishes a snapshot with `n` memory pages from `pages` and, if disk, the
+// same pages reversed as its disk.
 static inline void publish(struct pgc_store *s, const struct pgc_id *id,
 			   const struct pgc_id *parent, const uint8_t *pages,
 			   uint64_t n, bool disk)
@@ -135,9 +149,9 @@ static inline void expect_pages(struct pgc_snap *sn, enum pgc_stream st,
 
 	ok(pgc_snap_read(sn, st, 0, got, n, e));
 	for (uint64_t i = 0; i < n; i++)
-		cr_assert(!memcmp(got + i * PGC_PAGE, pages + i * PGC_PAGE,
-				  PGC_PAGE),
-			  "page %llu differs", (unsigned long long)i);
+		cr_assert(
+		    !memcmp(got + i * PGC_PAGE, pages + i * PGC_PAGE, PGC_PAGE),
+		    "page %llu differs", (unsigned long long)i);
 	free(got);
 }
 
@@ -164,14 +178,14 @@ static inline bool find_file(char *out, const char *dir, const char *sub,
 	bool found = false;
 	DIR *d;
 
-	snprintf(path, sizeof(path), "%s/%s", dir, sub);
+	text(path, sizeof(path), "%s/%s", dir, sub);
 	d = opendir(path);
 	while (d && !found && (de = readdir(d))) {
 		size_t n = strlen(de->d_name), k = strlen(suffix);
 
 		if (n < k || strcmp(de->d_name + n - k, suffix))
 			continue;
-		snprintf(out, PATH_MAX, "%s/%s/%.200s", dir, sub, de->d_name);
+		text(out, PATH_MAX, "%s/%s/%.200s", dir, sub, de->d_name);
 		found = true;
 	}
 	if (d)
@@ -203,8 +217,7 @@ static inline void copy_tree(const char *from, const char *to)
 {
 	char cmd[2 * PATH_MAX];
 
-	snprintf(cmd, sizeof(cmd), "rm -rf '%s' && cp -a '%s' '%s'", to, from,
-		 to);
+	text(cmd, sizeof(cmd), "rm -rf '%s' && cp -a '%s' '%s'", to, from, to);
 	cr_assert_eq(system(cmd), 0);
 }
 

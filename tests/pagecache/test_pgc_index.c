@@ -5,7 +5,7 @@ enum { N = 500 };
 
 static void index_path(char *dst, const char *dir)
 {
-	snprintf(dst, PATH_MAX, "%s/index", dir);
+	text(dst, PATH_MAX, "%s/index", dir);
 }
 
 // After whatever happened to the index: contents right, and duplicates found.

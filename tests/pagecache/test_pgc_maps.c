@@ -1,5 +1,5 @@
-// Parents, runs, references: exactly as pagecache.h says; and maps that build on
-// maps which were removed.
+// Parents, runs, references: exactly as pagecache.h says; and maps that build
+// on maps which were removed.
 #include "pgc_test.h"
 
 enum { N = 2000 };
@@ -11,8 +11,8 @@ static void expect_run(struct pgc_snap *sn, enum pgc_stream st, uint64_t pgno,
 
 	cr_assert(pgc_snap_run(sn, st, pgno, &r));
 	cr_assert(r.pgno == pgno && r.npages == n && r.kind == k,
-		  "at %d: %d+%d kind %d", (int)pgno, (int)r.pgno,
-		  (int)r.npages, (int)r.kind);
+		  "at %d: %d+%d kind %d", (int)pgno, (int)r.pgno, (int)r.npages,
+		  (int)r.kind);
 }
 
 static uint8_t *texts(uint64_t n, uint64_t salt)
@@ -74,8 +74,8 @@ Test(maps, runs_with_a_parent)
 	ok(pgc_builder_put(b, PGC_MEM, 10, q + 10 * PGC_PAGE, 5, e)); // new
 	ok(pgc_builder_put(b, PGC_MEM, 20, p + 20 * PGC_PAGE, 5, e)); // same
 	memset(q, 0, PGC_PAGE);
-	ok(pgc_builder_put(b, PGC_MEM, 30, q, 1, e)); // became zero
-	ok(pgc_builder_put(b, PGC_MEM, 55, q, 1, e)); // was zero
+	ok(pgc_builder_put(b, PGC_MEM, 30, q, 1, e));		 // became zero
+	ok(pgc_builder_put(b, PGC_MEM, 55, q, 1, e));		 // was zero
 	ok(pgc_builder_put(b, PGC_MEM, 56, q + PGC_PAGE, 1, e)); // was zero
 	ok(pgc_builder_put(b, PGC_MEM, 70, p, 1, e)); // the parent's, elsewhere
 	ok(pgc_builder_commit(b, e));

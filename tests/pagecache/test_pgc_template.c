@@ -1,5 +1,5 @@
-// Templates: filling, prefetch, what clones see, what must never be installed. Built
-// a second time with NO_URING for the fallback.
+// Templates: filling, prefetch, what clones see, what must never be installed.
+// Built a second time with NO_URING for the fallback.
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
@@ -72,9 +72,9 @@ static void check_fd(const struct fix *f, bool filled)
 		if (filled)
 			cr_assert_eq(h, is_zero(f, i) ? PGC_ZERO : PGC_FILLED);
 		if (h == PGC_FILLED || h == PGC_ZERO)
-			cr_assert(!memcmp(got, f->pages + i * PGC_PAGE,
-					  PGC_PAGE),
-				  "page %d", (int)i);
+			cr_assert(
+			    !memcmp(got, f->pages + i * PGC_PAGE, PGC_PAGE),
+			    "page %d", (int)i);
 		else
 			cr_assert(page_is_zero(got));
 	}
@@ -91,6 +91,9 @@ Test(template, fill_all)
 	pgc_store_get_stats(f.s, &st);
 #ifdef NO_URING
 	cr_assert(!st.uring);
+#else
+	if (getenv("PGC_EXPECT_URING")) // run where the kernel refuses it
+		cr_assert_eq(st.uring, *getenv("PGC_EXPECT_URING") == '1');
 #endif
 	check_fd(&f, false);
 	cr_assert_eq(pgc_template_fill(f.t, 0, N, false, NULL), 0);
@@ -335,7 +338,8 @@ Test(template, two_streams_and_a_child)
 	teardown(&f);
 }
 
-// --- clones -----------------------------------------------------------------------
+// --- clones
+// -----------------------------------------------------------------------
 
 struct clone {
 	int uffd, ask, answer;
@@ -455,7 +459,7 @@ Test(template, others_can_neither_write_nor_reopen_it)
 			 (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL |
 			  F_SEAL_WRITE | F_SEAL_FUTURE_WRITE),
 		     F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", pgc_template_fd(f.t));
+	text(path, sizeof(path), "/proc/self/fd/%d", pgc_template_fd(f.t));
 	if (getuid()) {
 		teardown(&f);
 		cr_skip_test("needs root to become another user");
@@ -473,7 +477,8 @@ Test(template, others_can_neither_write_nor_reopen_it)
 	teardown(&f);
 }
 
-// A page that somebody instantiated by reading an unregistered mapping is noticed.
+// A page that somebody instantiated by reading an unregistered mapping is
+// noticed.
 Test(template, a_planted_zero_page_fails_the_fill)
 {
 	struct fix f;
@@ -496,7 +501,8 @@ Test(template, a_planted_zero_page_fails_the_fill)
 	teardown(&f);
 }
 
-// --- damage -----------------------------------------------------------------------
+// --- damage
+// -----------------------------------------------------------------------
 
 static uint64_t record_of(struct fix *f, uint64_t pgno)
 {

@@ -1,1 +1,0 @@
-#include "pgc_test.h"
