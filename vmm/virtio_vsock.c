@@ -180,6 +180,17 @@ static void vsock_process(struct vio_dev *d, unsigned q)
 // --- from the machine
 // -----------------------------------------------------------
 
+static struct vsk_stream *open_stream(struct vio_vsock *v, uint32_t port,
+				      int fd)
+{
+	struct vsk_stream *s = vsk_open(v, port, fd);
+
+	if (s || !vsk_reclaim(v))
+		return s;
+	vsk_pump(v);
+	return vsk_open(v, port, fd);
+}
+
 int vio_vsock_connect(struct vio_dev *d, uint32_t port, int fd, struct err *e)
 {
 	struct vio_vsock *v = (struct vio_vsock *)d;
@@ -190,7 +201,7 @@ int vio_vsock_connect(struct vio_dev *d, uint32_t port, int fd, struct err *e)
 	if (!vio_running(d))
 		rc = err_set(e, -ENOTCONN,
 			     "the guest has no vsock driver running (yet)");
-	else if (!(s = vsk_open(v, port, fd)))
+	else if (!(s = open_stream(v, port, fd)))
 		rc = err_set(e, -EAGAIN,
 			     "the guest has %u vsock streams open or does not "
 			     "read its receive queue; close some",

@@ -119,6 +119,10 @@ struct vsk_stream *vsk_find(struct vio_vsock *v, uint32_t local,
 			    uint32_t guest);
 // A CONNECTING stream; NULL when there is no room. Owns `fd` on success.
 struct vsk_stream *vsk_open(struct vio_vsock *v, uint32_t guest_port, int fd);
+// Gives up on one stream whose SHUTDOWN the guest never answered, as virtio 1.2
+// section 5.10.6.5 allows; false when there is none. Its RST may have to go out
+// before vsk_open() finds room.
+bool vsk_reclaim(struct vio_vsock *v);
 void vsk_free(struct vsk_stream *s);
 // The guest has forgotten s: what is buffered still goes out, then it is free.
 void vsk_forget(struct vsk_stream *s);

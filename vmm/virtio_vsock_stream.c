@@ -89,9 +89,7 @@ static struct vsk_stream *slot_take(struct vio_vsock *v)
 	return s;
 }
 
-// The table is full: give up on a guest that never answered our SHUTDOWN, as
-// virtio 1.2 section 5.10.6.5 allows.
-static bool reclaim(struct vio_vsock *v)
+bool vsk_reclaim(struct vio_vsock *v)
 {
 	for (unsigned i = 0; i < v->nslots; i++) {
 		if (v->slots[i]->state == VSK_CLOSING) {
@@ -110,8 +108,6 @@ struct vsk_stream *vsk_open(struct vio_vsock *v, uint32_t guest_port, int fd)
 	if (v->live + v->rst_n >= VSK_STREAMS_MAX)
 		return NULL;
 	s = slot_take(v);
-	if (!s && reclaim(v))
-		s = slot_take(v);
 	if (!s)
 		return NULL;
 	*s = (struct vsk_stream){
