@@ -333,6 +333,8 @@ static void add_version(struct image_build *b,
 	eng_reg_event(t, json_pack("{s:s,s:s,s:s}", "type",
 				   "image.version-created", "image", im->name,
 				   "version", v->version));
+	// The newest image is the likeliest to be run next.
+	eng_cells_want(b->ims->env.cells, v->mem_mib, v->vcpus);
 	log_info("image %s version %s: built in %llu ms", im->name, v->version,
 		 (unsigned long long)res->total_ms);
 	eng_reg_after(reg, eng_reg_commit(t), build_durable, b);
