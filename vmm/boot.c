@@ -4,6 +4,7 @@
 //   0x0500  GDT             0x7000  boot parameters ("zero page")
 //   0x9000  PML4, PDPT, 4 page directories: identity map of 4 GiB, 2 MiB pages
 //   0x20000 command line    0xe0000 ACPI tables    0xf0000 VM generation id
+//   0xffff0 reset vector
 // The kernel goes where it asks, above 1 MiB; the initrd as high as it may.
 // Linux Documentation/arch/x86/boot.rst, "64-bit boot protocol".
 #include <asm/bootparam.h>
@@ -21,6 +22,7 @@ enum {
 	CMDLINE_GPA = 0x20000,
 	CMDLINE_MAX = 0x10000,
 	LOW_RAM_END = 0x9fc00,
+	RESET_VECTOR_GPA = 0xffff0,
 	HIGH_RAM_START = 0x100000,
 };
 
@@ -114,6 +116,27 @@ static int put_cmdline(struct guestmem *gm, const struct vmm_boot *b,
 	return gm_write(gm, CMDLINE_GPA, text, len + 1);
 }
 
+// With hardware-reduced ACPI Linux expects EFI to reset the machine, and
+// without EFI it jumps to the BIOS's reset vector in real mode. So there is
+// one: it writes the reset register (mov dx, port; mov al, value; out dx, al;
+// 1: hlt; jmp 1b).
+static int put_reset_vector(struct guestmem *gm)
+{
+	static const uint8_t code[] = {
+	    0xba,
+	    VMM_PORT_RESET & 0xff,
+	    VMM_PORT_RESET >> 8,
+	    0xb0,
+	    VMM_RESET_VALUE,
+	    0xee,
+	    0xf4,
+	    0xeb,
+	    0xfd,
+	};
+
+	return gm_write(gm, RESET_VECTOR_GPA, code, sizeof(code));
+}
+
 static int put_acpi(struct guestmem *gm, const struct acpi_config *cfg,
 		    struct err *e)
 {
@@ -162,6 +185,8 @@ int boot_load(struct guestmem *gm, const struct vmm_boot *b,
 		rc = put_cmdline(gm, b, &img, bp, e);
 	if (rc == 0)
 		rc = put_acpi(gm, acpi, e);
+	if (rc == 0)
+		rc = put_reset_vector(gm);
 	if (rc == 0)
 		rc = put_tables(gm);
 	if (rc == 0)

@@ -145,7 +145,9 @@ int vmm_state_save(struct vmm *vm, struct wire_writer *w, struct err *e)
 	struct saver s = {.w = w, .max = 5 + vm->nvcpus};
 	int rc;
 
-	if (vm->gate != GATE_PAUSED)
+	// Or one that was loaded and has not run: its devices are quiet, too.
+	if (vm->gate != GATE_PAUSED &&
+	    !(vm->gate == GATE_CLOSED && vm->resume_devices))
 		return err_set(e, -EBUSY, "only a paused VM can be saved");
 	if (w->len != 0)
 		return err_set(e, -EINVAL, "a state starts its buffer");
