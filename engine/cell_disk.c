@@ -108,17 +108,12 @@ static void req_step(struct disk_req *dr)
 	cell_release(cell);
 }
 
-void disk_fill_done(struct disk_req *dr, uint32_t cluster, int rc,
-		    const char *why)
+void disk_fill_done(struct disk_req *dr, uint32_t cluster, int rc)
 {
-	if (rc) {
-		log_warn("cell %d: disk blocks from %u on cannot be read: %s",
-			 eng_cell_pid(dr->cell), cluster * CL, why);
-		for (uint32_t i = 0; i < dr->nseg; i++) {
-			if (dr->segs[i].kind == CP_BLK_TEMPLATE &&
-			    dr->segs[i].block / CL == cluster)
-				dr->segs[i].kind = CP_BLK_BAD;
-		}
+	for (uint32_t i = 0; rc && i < dr->nseg; i++) {
+		if (dr->segs[i].kind == CP_BLK_TEMPLATE &&
+		    dr->segs[i].block / CL == cluster)
+			dr->segs[i].kind = CP_BLK_BAD;
 	}
 	req_step(dr);
 }

@@ -165,8 +165,7 @@ void cell_mapped(struct eng_cell *cell); // CP_MAPPED came
 
 struct disk_req;
 void disk_read_requests(struct cell_proc *p);
-void disk_fill_done(struct disk_req *dr, uint32_t cluster, int rc,
-		    const char *why);
+void disk_fill_done(struct disk_req *dr, uint32_t cluster, int rc);
 
 // --- faults.c --------------------------------------------------------------------
 

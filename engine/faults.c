@@ -38,9 +38,11 @@ int faults_wait(struct eng_snap *sn, enum pgc_stream st, uint32_t cluster,
 {
 	struct snap_waiter **b = bucket(sn, st, cluster), *w;
 
-	for (w = *b; w; w = w->next) {
-		if (w->cluster == cluster && w->proc == p && w->disk == dr)
-			return 0; // one wake serves both
+	// One wake serves all of a cell's faults in a cluster. A disk request
+	// counts what it waits for, and may name a cluster twice.
+	for (w = *b; p && w; w = w->next) {
+		if (w->cluster == cluster && w->proc == p)
+			return 0;
 	}
 	w = malloc(sizeof(*w));
 	if (!w)
@@ -263,7 +265,7 @@ static void cluster_done(struct eng_snap *sn, enum pgc_stream st,
 	for (; w; w = next) {
 		next = w->next;
 		if (w->disk)
-			disk_fill_done(w->disk, cluster, rc, why);
+			disk_fill_done(w->disk, cluster, rc);
 		else if (w->proc->cell->ended && !w->proc->exited)
 			; // as in serve()
 		else if (rc)
@@ -274,6 +276,22 @@ static void cluster_done(struct eng_snap *sn, enum pgc_stream st,
 			give_cluster(w->proc, sn->tmpl[st], cluster);
 		free(w);
 	}
+}
+
+// A guest that reads a bad disk in a loop does not fill the log.
+static void log_bad_fill(const char *why)
+{
+	static uint64_t next_ns, unsaid;
+	uint64_t now = util_now_ns();
+
+	if (now < next_ns) {
+		unsaid++;
+		return;
+	}
+	log_err("filling a template: %s (%llu more since the last such line)",
+		why, (unsigned long long)unsaid);
+	next_ns = now + 1000000000;
+	unsaid = 0;
 }
 
 void faults_drain(struct eng_cells *c)
@@ -289,7 +307,7 @@ void faults_drain(struct eng_cells *c)
 		if (!sn)
 			continue; // a template closed meanwhile
 		if (done[i].rc)
-			log_err("filling a template: %s", done[i].why);
+			log_bad_fill(done[i].why);
 		for (uint64_t k = done[i].pgno / CL; k * CL < end; k++)
 			cluster_done(sn, st, (uint32_t)k, done[i].rc,
 				     done[i].why);

@@ -24,9 +24,11 @@
 #include <dirent.h>
 
 #include "cellproto.h"
+#include "hook_disk.h"
 #include "jail.h"
 
 static char report[CP_TEXT_MAX];
+static struct cp_start start;
 static uint64_t mem_bytes;
 static char *mem;
 
@@ -186,6 +188,19 @@ static void send_started(void)
 	cp_send(CP_FD_CTL, &w, NULL, 0);
 }
 
+static void send_mapped(void)
+{
+	uint8_t buf[CP_HEAD];
+	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
+	int fds[CP_MAX_FDS];
+	unsigned nfds;
+
+	cp_begin(&w, CP_MAPPED);
+	cp_send(CP_FD_CTL, &w, NULL, 0);
+	if (cp_recv(CP_FD_BOOT, 0, buf, sizeof(buf), fds, &nfds) <= 0)
+		_exit(0);
+}
+
 static void send_event(uint32_t kind)
 {
 	uint8_t buf[CP_HEAD + 4];
@@ -225,6 +240,8 @@ static void fault_outside(int uffd)
 
 static void misbehave(char *mail, const int *fds, int uffd)
 {
+	if (!strncmp(mail, "disk ", 5))
+		say(hook_disk(start.disk_bytes, fds[2], fds[3], mail + 5));
 	if (!strncmp(mail, "jail ", 5))
 		try_everything(mail, fds);
 	if (!strcmp(mail, "outside"))
@@ -268,7 +285,6 @@ static void greet(int uffd, unsigned vcpus)
 int main(int argc, char **argv)
 {
 	static uint8_t buf[CP_MSG_MAX];
-	static struct cp_start s;
 	struct jail_config jail = {.first_closed = CP_FD_END,
 				   .threads = 2,
 				   .max_file = 1ull << 38};
@@ -292,10 +308,13 @@ int main(int argc, char **argv)
 	greet(uffd, (unsigned)atoi(argv[2]));
 	n = cp_recv(CP_FD_BOOT, 0, buf, sizeof(buf), fds, &nfds);
 	r = wire_reader_of(buf, n > 0 ? (size_t)n : 0);
-	if (cp_head(&r) != CP_START_THAW || cp_get_start(&r, CP_START_THAW, &s))
+	if (cp_head(&r) != CP_START_THAW ||
+	    cp_get_start(&r, CP_START_THAW, &start))
 		say("no start");
-	n = (ssize_t)MIN(s.mailbox_len, sizeof(mail) - 1);
-	memcpy(mail, s.mailbox, (size_t)n);
+	n = (ssize_t)MIN(start.mailbox_len, sizeof(mail) - 1);
+	memcpy(mail, start.mailbox, (size_t)n);
 	mail[n] = '\0';
+	if (start.flags & CP_F_TWO_STEP)
+		send_mapped();
 	misbehave(mail, fds, uffd);
 }
