@@ -1,0 +1,498 @@
+// A FAKE of cells.h, for tests only: thawd's API, lifecycle, registry and
+// events without KVM. "Cells" are timers; snapshots are real ones of the store,
+// a page long; the "agent" answers every opening. Linked ahead of thaw_engine,
+// so that the linker takes these functions and leaves the real ones out.
+//
+// A guest without an agent obeys words in its mailbox (or runHookPayload):
+//   print TEXT   console output        poweroff, reset, crash, memory: it ends
+//   stuck        the next capture fails, the guest runs on
+//   slow MS      the next capture takes so long
+//   nostart      (payload) the thaw fails
+#include "agent_proto.h"
+#include "cells.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#define MAX_CONNS 64
+
+struct fake_conn {
+	struct fake_conn *next;
+	struct eng_cell *cell;
+	struct eng_watch *watch;
+	int fd;
+	unsigned opening; // 0: none yet
+	uint8_t buf[AGENT_FRAME_MAX + AGENT_FRAME_HEAD];
+	size_t len;
+};
+
+struct eng_cell {
+	struct eng_cell *next;
+	struct eng_cells *cells;
+	struct eng_cell_events ev;
+	void *ctx;
+	struct eng_timer *timer;
+	enum { STARTING, RUNNING, ENDING } state;
+	bool booted, has_parent, nostart, stuck, capturing;
+	struct pgc_id parent;
+	unsigned slow_ms;
+	enum eng_end why;
+	struct eng_cell_times t;
+	struct fake_conn *conns;
+	struct fake_capture *cap;
+	char *payload; // obeyed once it runs
+};
+
+struct eng_cells {
+	struct eng_loop *loop;
+	struct eng_jobs *jobs;
+	struct pgc_store *store;
+	struct eng_cell *list;
+	unsigned shells;
+};
+
+struct fake_capture {
+	struct eng_cell *cell; // NULL: it ended meanwhile
+	struct eng_cells *cells;
+	struct eng_capture_req req;
+	struct pgc_id parent;
+	char *config;
+	void (*done)(void *ctx, int rc, const char *why,
+		     const struct eng_capture_stats *st);
+	void *ctx;
+	int rc;
+	struct err e;
+	unsigned slow_ms;
+	bool stuck;
+};
+
+// --- life --------------------------------------------------------------------
+
+static void conn_free(struct fake_conn *c)
+{
+	struct fake_conn **p = &c->cell->conns;
+
+	while (*p != c)
+		p = &(*p)->next;
+	*p = c->next;
+	eng_watch_destroy(c->watch);
+	close(c->fd);
+	free(c);
+}
+
+static void cell_gone(struct eng_cell *c)
+{
+	struct eng_cell **p = &c->cells->list;
+
+	while (*p != c)
+		p = &(*p)->next;
+	*p = c->next;
+	while (c->conns)
+		conn_free(c->conns);
+	if (c->cap)
+		c->cap->cell = NULL;
+	c->ev.gone(c->ctx, c->why, "fake");
+	eng_timer_destroy(c->timer);
+	free(c->payload);
+	free(c);
+}
+
+static void cell_end(struct eng_cell *c, enum eng_end why)
+{
+	if (c->state == ENDING)
+		return;
+	c->state = ENDING;
+	c->why = why;
+	eng_timer_set(c->timer, 1);
+}
+
+static void obey(struct eng_cell *c, char *line)
+{
+	char *arg = strchr(line, ' ');
+
+	if (arg)
+		*arg++ = '\0';
+	if (!strcmp(line, "print") && arg)
+		c->ev.console(c->ctx, arg, strlen(arg));
+	if (!strcmp(line, "print"))
+		c->ev.console(c->ctx, "\n", 1);
+	else if (!strcmp(line, "poweroff"))
+		cell_end(c, ENG_END_POWEROFF);
+	else if (!strcmp(line, "reset"))
+		cell_end(c, ENG_END_RESET);
+	else if (!strcmp(line, "crash"))
+		cell_end(c, ENG_END_CRASHED);
+	else if (!strcmp(line, "memory"))
+		cell_end(c, ENG_END_MEMORY);
+	else if (!strcmp(line, "stuck"))
+		c->stuck = true;
+	else if (!strcmp(line, "slow") && arg)
+		c->slow_ms = (unsigned)atoi(arg);
+	else if (!strcmp(line, "nostart"))
+		c->nostart = true;
+}
+
+static void obey_all(struct eng_cell *c, const void *p, size_t n)
+{
+	char *text = strndup(p, n), *save = text, *line;
+
+	while ((line = strsep(&save, "\n")))
+		obey(c, line);
+	free(text);
+}
+
+static void cell_timer(void *ctx)
+{
+	struct eng_cell *c = ctx;
+
+	if (c->state == ENDING) {
+		cell_gone(c);
+		return;
+	}
+	if (c->nostart) {
+		cell_end(c, ENG_END_START);
+		return;
+	}
+	c->state = RUNNING;
+	c->t.handed = c->t.mapped = c->t.loaded = c->t.first_exit =
+	    util_now_ns();
+	if (c->ev.started)
+		c->ev.started(c->ctx, &c->t);
+	if (c->payload)
+		obey_all(c, c->payload, strlen(c->payload));
+	if (c->booted && c->ev.vsock_up)
+		c->ev.vsock_up(c->ctx);
+	if (c->booted && c->ev.ready)
+		c->ev.ready(c->ctx);
+}
+
+static struct eng_cell *cell_new(struct eng_cells *cells,
+				 const struct eng_cell_events *ev, void *ctx,
+				 uint64_t t0)
+{
+	struct eng_cell *c = calloc(1, sizeof(*c));
+
+	c->cells = cells;
+	c->ev = *ev;
+	c->ctx = ctx;
+	c->t.t0 = t0;
+	c->next = cells->list;
+	cells->list = c;
+	c->timer = eng_timer_create(cells->loop, cell_timer, c, "fake cell");
+	eng_timer_set(c->timer, 1);
+	return c;
+}
+
+int eng_cells_create(struct eng_cells **out, struct eng_loop *l,
+		     struct eng_jobs *j, struct pgc_store *s,
+		     const struct eng_cells_config *cfg, struct err *e)
+{
+	struct eng_cells *c = calloc(1, sizeof(*c));
+
+	(void)e;
+	log_warn("FAKE CELLS: this is a test program, no guest runs");
+	c->loop = l;
+	c->jobs = j;
+	c->store = s;
+	c->shells = cfg->shells;
+	*out = c;
+	return 0;
+}
+
+void eng_cells_destroy(struct eng_cells *c)
+{
+	while (c->list) {
+		c->list->why = ENG_END_KILLED;
+		cell_gone(c->list);
+	}
+	free(c);
+}
+
+void eng_cells_want(struct eng_cells *c, uint32_t mem_mib, unsigned vcpus)
+{
+	(void)c;
+	(void)mem_mib;
+	(void)vcpus;
+}
+
+unsigned eng_cells_ready(const struct eng_cells *c)
+{
+	return c->shells;
+}
+
+// --- starting
+// ------------------------------------------------------------------
+
+int eng_cell_boot(struct eng_cells *c, const struct eng_boot_req *req,
+		  const struct eng_cell_events *ev, void *ctx,
+		  struct eng_cell **out, struct err *e)
+{
+	(void)e;
+	*out = cell_new(c, ev, ctx, req->t0);
+	(*out)->booted = true;
+	return 0;
+}
+
+int eng_cell_thaw(struct eng_cells *c, const struct eng_thaw_req *req,
+		  const struct eng_cell_events *ev, void *ctx,
+		  struct eng_cell **out, struct err *e)
+{
+	struct pgc_snap *sn;
+	int rc = pgc_snap_open(c->store, req->has_own ? &req->own : &req->base,
+			       &sn, e);
+
+	if (rc)
+		return rc;
+	pgc_snap_unref(sn);
+	*out = cell_new(c, ev, ctx, req->t0);
+	(*out)->has_parent = true;
+	(*out)->parent = req->base;
+	// Nothing may be called back from within: only notes are taken.
+	if (req->mailbox && req->mailbox_len >= 7 &&
+	    !memcmp(req->mailbox, "nostart", 7))
+		(*out)->nostart = true;
+	if (req->mailbox_len)
+		(*out)->payload = strndup(req->mailbox, req->mailbox_len);
+	return 0;
+}
+
+int eng_cell_mailbox(struct eng_cell *cell, const void *bytes, size_t n,
+		     struct err *e)
+{
+	(void)e;
+	obey_all(cell, bytes, n);
+	return 0;
+}
+
+// --- capture
+// -------------------------------------------------------------------
+
+static void capture_work(void *ctx)
+{
+	static uint8_t page[PGC_PAGE] = "fake";
+	struct fake_capture *k = ctx;
+	const uint64_t npages[PGC_NUM_STREAMS] = {1, 0};
+	struct pgc_builder *b;
+
+	if (k->slow_ms)
+		usleep(k->slow_ms * 1000);
+	if (k->stuck) {
+		k->rc = err_set(&k->e, -EIO, "the fake guest is stuck");
+		return;
+	}
+	k->rc = pgc_builder_begin(k->cells->store, &k->req.id,
+				  k->req.image ? NULL : &k->parent, npages, &b,
+				  &k->e);
+	if (k->rc)
+		return;
+	k->rc = pgc_builder_put(b, PGC_MEM, 0, page, 1, &k->e);
+	if (!k->rc && k->config)
+		k->rc = pgc_builder_blob(b, "config", k->config,
+					 strlen(k->config), &k->e);
+	if (k->rc)
+		pgc_builder_abort(b);
+	else
+		k->rc = pgc_builder_commit(b, &k->e);
+}
+
+static void capture_done(void *ctx)
+{
+	struct fake_capture *k = ctx;
+	struct eng_cell *c = k->cell;
+	struct eng_capture_stats st = {1000000, 2000000, 1, 0};
+
+	if (c) {
+		c->cap = NULL;
+		k->done(k->ctx, k->rc, k->rc ? k->e.msg : NULL, &st);
+		if (!k->rc && !k->req.keep_running)
+			cell_end(c, ENG_END_KILLED);
+	}
+	free(k->config);
+	free(k);
+}
+
+int eng_cell_capture(struct eng_cell *cell, const struct eng_capture_req *req,
+		     void (*done)(void *ctx, int rc, const char *why,
+				  const struct eng_capture_stats *st),
+		     void *ctx, struct err *e)
+{
+	struct fake_capture *k;
+
+	if (cell->cap)
+		return err_set(e, -EBUSY, "one capture at a time");
+	k = calloc(1, sizeof(*k));
+	k->cell = cell;
+	k->cells = cell->cells;
+	k->req = *req;
+	k->parent = cell->parent;
+	k->config = req->config ? strdup(req->config) : NULL;
+	k->done = done;
+	k->ctx = ctx;
+	k->stuck = cell->stuck;
+	k->slow_ms = cell->slow_ms;
+	cell->stuck = false;
+	cell->slow_ms = 0;
+	cell->cap = k;
+	eng_job_run(cell->cells->jobs, capture_work, capture_done, k);
+	return 0;
+}
+
+void eng_cell_kill(struct eng_cell *cell)
+{
+	cell_end(cell, ENG_END_KILLED);
+}
+
+// --- the fake agent
+// --------------------------------------------------------------
+
+static void frame(struct fake_conn *c, unsigned type, const void *p, size_t n)
+{
+	uint8_t buf[64 * 1024 + AGENT_FRAME_HEAD];
+	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
+
+	wire_put_u8(&w, (uint8_t)type);
+	wire_put_u8(&w, 0);
+	wire_put_u16(&w, 0);
+	wire_put_u32(&w, (uint32_t)n);
+	wire_put_bytes(&w, p, n);
+	if (!w.bad && write(c->fd, buf, w.len) < 0)
+		log_warn("fake agent: the other end does not read");
+}
+
+static void answer(struct fake_conn *c, unsigned type, const uint8_t *p,
+		   size_t n)
+{
+	uint8_t probed[22] = {1, 1};
+	uint8_t zero[4] = {0};
+
+	if (c->opening == AGENT_EXEC && type == AGENT_STDIN) {
+		if (n)
+			frame(c, AGENT_STDOUT, p, n); // a fake cat
+		else
+			frame(c, AGENT_EXIT, zero, 4);
+		return;
+	}
+	c->opening = type;
+	switch (type) {
+	case AGENT_LOG:
+		frame(c, AGENT_LOGDATA, "\1fake application\n", 18);
+		break;
+	case AGENT_PROBE:
+		frame(c, AGENT_PROBED, probed, sizeof(probed));
+		break;
+	case AGENT_EXEC:
+		frame(c, AGENT_STDERR, "fake exec\n", 10);
+		break;
+	default:
+		frame(c, AGENT_OK, NULL, 0);
+		break;
+	}
+	if (type == AGENT_POWEROFF)
+		cell_end(c->cell, ENG_END_POWEROFF);
+}
+
+static void frames(struct fake_conn *c)
+{
+	size_t at = 0;
+
+	while (c->len - at >= AGENT_FRAME_HEAD) {
+		struct wire_reader r =
+		    wire_reader_of(c->buf + at, AGENT_FRAME_HEAD);
+		unsigned type = wire_get_u8(&r);
+		size_t len;
+
+		wire_get_u8(&r);
+		wire_get_u16(&r);
+		len = wire_get_u32(&r);
+		if (c->len - at < AGENT_FRAME_HEAD + len)
+			break;
+		answer(c, type, c->buf + at + AGENT_FRAME_HEAD, len);
+		at += AGENT_FRAME_HEAD + len;
+		if (c->opening == AGENT_CONNECT)
+			break;
+	}
+	c->len -= at;
+	memmove(c->buf, c->buf + at, c->len);
+}
+
+static void conn_io(void *ctx, unsigned what)
+{
+	struct fake_conn *c = ctx;
+	ssize_t n = read(c->fd, c->buf + c->len, sizeof(c->buf) - c->len);
+
+	(void)what;
+	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		return;
+	if (n <= 0) {
+		conn_free(c);
+		return;
+	}
+	c->len += (size_t)n;
+	if (c->opening != AGENT_CONNECT)
+		frames(c);
+	if (c->opening == AGENT_CONNECT && c->len) { // a fake echo server
+		if (write(c->fd, c->buf, c->len) < 0)
+			log_warn("fake agent: echo lost");
+		c->len = 0;
+	}
+}
+
+int eng_cell_connect(struct eng_cell *cell, uint32_t port, int *fd,
+		     struct err *e)
+{
+	struct fake_conn *c;
+	int sv[2];
+
+	(void)port;
+	if (cell->state != RUNNING)
+		return err_set(e, -ENOTCONN, "the fake guest does not run");
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0,
+		       sv))
+		return err_sys(e, "make a socket pair");
+	c = calloc(1, sizeof(*c));
+	c->cell = cell;
+	c->fd = sv[1];
+	c->next = cell->conns;
+	cell->conns = c;
+	c->watch = eng_watch_create(cell->cells->loop, c->fd, ENG_READ, conn_io,
+				    c, "fake agent");
+	*fd = sv[0];
+	return 0;
+}
+
+// --- the rest
+// ------------------------------------------------------------------
+
+pid_t eng_cell_pid(const struct eng_cell *cell)
+{
+	(void)cell;
+	return getpid();
+}
+
+void eng_cell_usage(const struct eng_cell *cell, struct eng_cell_usage *out)
+{
+	(void)cell;
+	memset(out, 0, sizeof(*out));
+}
+
+size_t eng_cell_recorded(const struct eng_cell *cell, const uint32_t **pgnos)
+{
+	(void)cell;
+	*pgnos = NULL;
+	return 0;
+}
+
+uint64_t eng_template_bytes(const struct eng_cells *c, const struct pgc_id *id)
+{
+	(void)c;
+	(void)id;
+	return 0;
+}
+
+void eng_template_drop(struct eng_cells *c, const struct pgc_id *id)
+{
+	(void)c;
+	(void)id;
+}

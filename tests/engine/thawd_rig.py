@@ -1,0 +1,293 @@
+"""A rig for tests of a live thawd over its Unix socket. Python's library only.
+
+Tests are functions named test_*, called in the order in which they are written;
+the output is TAP. `check` and its relatives count; an exception fails its test.
+"""
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import urllib.parse
+
+AWS = "/2025-09-09"
+OWN = "/thaw/v1"
+
+
+class Conn(http.client.HTTPConnection):
+    def __init__(self, path, timeout=60):
+        super().__init__("localhost", timeout=timeout)
+        self.path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
+class Answer:
+    def __init__(self, status, headers, text):
+        self.status, self.headers, self.text = status, headers, text
+        try:
+            self.json = json.loads(text) if text else None
+        except ValueError:
+            self.json = None
+
+    @property
+    def type(self):
+        return self.headers.get("x-amzn-ErrorType")
+
+    @property
+    def message(self):
+        return (self.json or {}).get("message", "")
+
+    def __repr__(self):
+        return f"{self.status} {self.type} {self.text[:300]}"
+
+
+class Thawd:
+    """One state directory and the thawd that serves it, restartable."""
+
+    def __init__(self, binary, *flags, libexec=None):
+        self.binary = os.path.abspath(binary)
+        self.flags = list(flags)
+        if libexec:
+            self.flags += ["--libexec", os.path.abspath(libexec)]
+        self.dir = tempfile.mkdtemp(prefix="thawd-test-")
+        self.state = os.path.join(self.dir, "state")
+        self.sock = os.path.join(self.dir, "s")
+        self.log_path = os.path.join(self.dir, "log")
+        self.proc = None
+
+    def start(self, expect_failure=False, timeout=20):
+        log = open(self.log_path, "ab")
+        self.proc = subprocess.Popen(
+            [self.binary, "--state", self.state, "--socket", self.sock,
+             *self.flags],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        log.close()
+        end = time.time() + timeout
+        while time.time() < end:
+            if self.proc.poll() is not None:
+                if expect_failure:
+                    return self.proc.returncode
+                raise RuntimeError("thawd ended: " + self.log()[-800:])
+            try:
+                self.get(OWN + "/version")
+                if expect_failure:
+                    raise RuntimeError("thawd started and should not")
+                return self
+            except (OSError, http.client.HTTPException):
+                time.sleep(0.01)
+        raise RuntimeError("thawd does not answer: " + self.log()[-800:])
+
+    def log(self):
+        with open(self.log_path, errors="replace") as f:
+            return f.read()
+
+    def main_pid(self):
+        """thawd's own process id: the keeper is its parent."""
+        with open(f"/proc/{self.proc.pid}/task/{self.proc.pid}/children") as f:
+            kids = f.read().split()
+        return int(kids[0])
+
+    def kill9(self):
+        """SIGKILL to thawd itself; its keeper cleans up and ends."""
+        os.kill(self.main_pid(), signal.SIGKILL)
+        self.proc.wait(30)
+
+    def stop(self):
+        if self.proc and self.proc.poll() is None:
+            self.proc.terminate()
+            try:
+                self.proc.wait(30)
+            except subprocess.TimeoutExpired:
+                self.proc.kill()
+                self.proc.wait()
+                raise
+        return self.proc.returncode if self.proc else None
+
+    def restart(self):
+        self.stop()
+        return self.start()
+
+    def remove(self):
+        try:
+            self.stop()
+        finally:
+            shutil.rmtree(self.dir, ignore_errors=True)
+
+    # --- requests ---
+
+    def request(self, method, path, body=None, headers=None, timeout=60):
+        c = Conn(self.sock, timeout)
+        try:
+            if body is not None and not isinstance(body, (bytes, str)):
+                body = json.dumps(body)
+            if isinstance(body, str):
+                body = body.encode()
+            c.request(method, path, body, headers or {})
+            r = c.getresponse()
+            return Answer(r.status, r.headers,
+                          r.read().decode(errors="replace"))
+        finally:
+            c.close()
+
+    def get(self, path, **kw):
+        return self.request("GET", path, **kw)
+
+    def post(self, path, body=None, **kw):
+        return self.request("POST", path, body, **kw)
+
+    def delete(self, path, **kw):
+        return self.request("DELETE", path, **kw)
+
+    def raw(self, data, wait=1.0):
+        """Sends bytes as they are; what comes back until the end or a pause."""
+        s = socket.socket(socket.AF_UNIX)
+        s.settimeout(wait)
+        s.connect(self.sock)
+        got = b""
+        try:
+            s.sendall(data)
+            while True:
+                b = s.recv(65536)
+                if not b:
+                    break
+                got += b
+        except (socket.timeout, BrokenPipeError, ConnectionResetError):
+            pass
+        s.close()
+        return got
+
+    def upgrade(self, path, protocol, body=b""):
+        """The socket after 101, or the answer's bytes as an exception."""
+        s = socket.socket(socket.AF_UNIX)
+        s.settimeout(20)
+        s.connect(self.sock)
+        if isinstance(body, dict):
+            body = json.dumps(body).encode()
+        s.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nUpgrade: {protocol}\r\n"
+                  f"Connection: Upgrade\r\nContent-Length: {len(body)}\r\n\r\n"
+                  .encode() + body)
+        head = b""
+        while b"\r\n\r\n" not in head:
+            b = s.recv(1)
+            if not b:
+                break
+            head += b
+        if not head.startswith(b"HTTP/1.1 101"):
+            raise RuntimeError(head.decode(errors="replace"))
+        return s
+
+    def lines(self, path, timeout=60):
+        """Yields the JSON lines of a stream."""
+        c = Conn(self.sock, timeout)
+        c.request("GET", path)
+        r = c.getresponse()
+        if r.status != 200:
+            raise RuntimeError(f"{r.status} {r.read()}")
+        try:
+            for line in r:
+                if line.strip():
+                    yield json.loads(line)
+        finally:
+            c.close()
+
+    # --- shorthands ---
+
+    def build(self, **spec):
+        """Builds an image; the last line, with "image" or "error"."""
+        a = self.post(OWN + "/images", spec, timeout=180)
+        if a.status != 200:
+            return {"error": a.json, "status": a.status}
+        return json.loads(a.text.strip().splitlines()[-1])
+
+    def run(self, image, query="", **kw):
+        kw["imageIdentifier"] = image
+        return self.post(AWS + "/microvms" + query, kw)
+
+    def vm(self, ident, query=""):
+        return self.get(f"{AWS}/microvms/{urllib.parse.quote(ident, safe='')}"
+                        f"{query}")
+
+    def op(self, ident, verb, query=""):
+        return self.post(f"{AWS}/microvms/{ident}/{verb}{query}")
+
+    def end(self, ident):
+        return self.delete(f"{AWS}/microvms/{ident}")
+
+    def mail(self, ident, text):
+        return self.post(f"{OWN}/microvms/{ident}/mailbox", text.encode())
+
+    def logs(self, ident, query=""):
+        return self.get(f"{OWN}/microvms/{ident}/logs{query}").text
+
+    def wait_log(self, ident, text, timeout=20):
+        end = time.time() + timeout
+        while time.time() < end:
+            got = self.logs(ident)
+            if text in got:
+                return got
+            time.sleep(0.02)
+        return got
+
+    def stats(self):
+        return self.get(OWN + "/stats").json
+
+    def host(self):
+        return self.get(OWN + "/host").json
+
+    def events(self, since=0):
+        return list(self.lines(f"{OWN}/events?since={since}"))
+
+    def images(self):
+        return self.get(OWN + "/images").json["items"]
+
+
+count = 0
+failed = 0
+
+
+def check(ok, name, detail=""):
+    global count, failed
+    count += 1
+    print(f"{'ok' if ok else 'not ok'} {count} - {name}", flush=True)
+    if not ok:
+        failed += 1
+        for line in str(detail).splitlines()[:20]:
+            print("#   " + line)
+    return ok
+
+
+def equal(got, want, name):
+    return check(got == want, name, f"got  {got!r}\nwant {want!r}")
+
+
+def contains(text, part, name):
+    return check(part in (text or ""), name, f"no {part!r} in {text!r}")
+
+
+def diag(text):
+    print("# " + text, flush=True)
+
+
+def main(tests, *args):
+    """Runs the functions; the exit status. `-k WORD` picks some."""
+    word = sys.argv[sys.argv.index("-k") + 1] if "-k" in sys.argv else ""
+    for t in tests:
+        if word not in t.__name__:
+            continue
+        try:
+            t(*args)
+        except Exception:  # one broken test does not hide the others
+            check(False, t.__name__ + " ends without an exception",
+                  traceback.format_exc())
+    print(f"1..{count}")
+    return 1 if failed else 0
