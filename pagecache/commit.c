@@ -8,8 +8,7 @@
 
 #include "builder.h"
 
-// --- the set of locations, for unique_bytes
-// ------------------------------------------
+// --- the set of locations, for unique_bytes ----------------------------------
 
 struct locset {
 	uint64_t *e;
@@ -54,8 +53,7 @@ static int locset_add(struct locset *t, uint64_t loc)
 	return 0;
 }
 
-// --- emitting a map
-// -----------------------------------------------------------------
+// --- emitting a map ----------------------------------------------------------
 
 struct emit {
 	struct pgc_builder *b;
@@ -322,8 +320,7 @@ static int build_map(struct pgc_builder *b, uint8_t **buf, size_t *len)
 	return rc;
 }
 
-// --- publishing
-// -----------------------------------------------------------------------
+// --- publishing --------------------------------------------------------------
 
 // names_lock is held. When the folder cannot be synced, the name is taken back;
 // if that cannot be made durable either, the packs stay until the next start,

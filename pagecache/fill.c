@@ -189,8 +189,7 @@ int filler_request(struct filler *f, struct pgc_template *t, uint64_t first,
 	return 0;
 }
 
-// --- batches
-// ------------------------------------------------------------------
+// --- batches -----------------------------------------------------------------
 
 static int batch_reads(struct filler *f, struct batch *b)
 {
@@ -352,8 +351,7 @@ void filler_pump(struct filler *f)
 	io_submit(f->io);
 }
 
-// --- completion
-// -----------------------------------------------------------------
+// --- completion --------------------------------------------------------------
 
 static void reap(struct filler *f)
 {
@@ -497,8 +495,7 @@ size_t pgc_drain(struct pgc_store *s, struct pgc_done *out, size_t max)
 	return filler_drain(s->filler, out, max);
 }
 
-// --- prefetch
-// -----------------------------------------------------------------
+// --- prefetch ----------------------------------------------------------------
 
 struct pf_key {
 	uint64_t loc;

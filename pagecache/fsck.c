@@ -19,8 +19,7 @@ static void report(struct fsck *f, const struct err *e, int rc)
 	f->bad(f->ctx, e->msg[0] ? e->msg : strerror(-rc));
 }
 
-// --- packs
-// --------------------------------------------------------------------
+// --- packs -------------------------------------------------------------------
 
 static int check_record(void *ctx, const struct rec_info *r)
 {
@@ -70,8 +69,7 @@ static void check_packs(struct fsck *f)
 	}
 }
 
-// --- snapshots
-// ------------------------------------------------------------------
+// --- snapshots ---------------------------------------------------------------
 
 enum { CHUNK = 256 };
 

@@ -41,8 +41,7 @@ struct gc {
 	struct err *e;
 };
 
-// --- which maps there are
-// --------------------------------------------------------------
+// --- which maps there are ----------------------------------------------------
 
 static int note_map(struct gc *g, const struct mapname *n)
 {
@@ -167,8 +166,7 @@ static int load_map(struct gc *g, const struct mapname *n, struct map **out)
 	return rc;
 }
 
-// --- marking
-// --------------------------------------------------------------------
+// --- marking -----------------------------------------------------------------
 
 static uint32_t slot_of(struct gc *g, uint64_t uid)
 {
@@ -245,8 +243,7 @@ static int mark_all(struct gc *g)
 	return rc;
 }
 
-// --- deleting and moving
-// --------------------------------------------------------------
+// --- deleting and moving -----------------------------------------------------
 
 // A pin of ours for a pack that nobody else has or had since we began; else
 // NULL.
@@ -575,6 +572,8 @@ int pgc_gc(struct pgc_store *s, uint64_t *freed_bytes, struct err *e)
 	rc = g.marks ? survey(&g) : err_set(e, -ENOMEM, "no memory to collect");
 	if (!rc)
 		rc = mark_all(&g);
+	if (pgc_test_hooks.gc_marked)
+		pgc_test_hooks.gc_marked(pgc_test_hooks.gc_ctx);
 	if (!rc) {
 		delete_dead(&g);
 		rc = compact(&g);

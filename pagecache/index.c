@@ -21,8 +21,7 @@ enum {
 	MERGE_BUF = 1024 * 1024,
 };
 
-// --- hash tables
-// --------------------------------------------------------------
+// --- hash tables -------------------------------------------------------------
 
 // Guests choose page contents, so they could choose keys that crowd one place
 // of the table or share a key: the first is met by a random multiplier, the
@@ -93,8 +92,7 @@ void ktab_free(struct ktab *t)
 	memset(t, 0, sizeof(*t));
 }
 
-// --- the file
-// -------------------------------------------------------------------
+// --- the file ----------------------------------------------------------------
 
 int index_init(struct index *ix)
 {
@@ -288,8 +286,7 @@ void index_relax(struct pgc_store *s)
 	pthread_rwlock_unlock(&s->index.lock);
 }
 
-// --- looking up
-// -----------------------------------------------------------------
+// --- looking up --------------------------------------------------------------
 
 static uint64_t ent_key(const struct index *ix, uint64_t i)
 {
@@ -364,8 +361,7 @@ int index_take(struct pgc_store *s, const struct ktab *t,
 	return rc;
 }
 
-// --- catching up
-// ------------------------------------------------------------------
+// --- catching up -------------------------------------------------------------
 
 static int catch_up_one(void *ctx, const struct rec_info *r)
 {
@@ -394,8 +390,7 @@ int index_catch_up(struct pgc_store *s, struct err *e)
 	return 0;
 }
 
-// --- merging
-// ------------------------------------------------------------------
+// --- merging -----------------------------------------------------------------
 
 struct merge {
 	struct pgc_store *s;

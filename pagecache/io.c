@@ -117,8 +117,7 @@ void io_clear(struct io *io)
 	(void)!read(io->efd, &v, sizeof(v));
 }
 
-// --- threads
-// ----------------------------------------------------------------------
+// --- threads -----------------------------------------------------------------
 
 static void *io_thread(void *arg)
 {
@@ -166,8 +165,7 @@ static void threads_queue(struct io *io, struct io_read *r)
 	must_unlock(&io->lock);
 }
 
-// --- io_uring
-// -----------------------------------------------------------------------
+// --- io_uring ----------------------------------------------------------------
 
 void io_queue(struct io *io, struct io_read *r)
 {

@@ -14,8 +14,7 @@
 
 #include "pgc_internal.h"
 
-// --- writing
-// --------------------------------------------------------------------
+// --- writing -----------------------------------------------------------------
 
 void map_reseal(uint8_t *buf, size_t len)
 {
@@ -97,8 +96,7 @@ int map_serialise(const struct map *m, const struct mapsrc *src, uint8_t **out,
 	return 0;
 }
 
-// --- parsing
-// --------------------------------------------------------------------
+// --- parsing -----------------------------------------------------------------
 
 void map_free(struct map *m)
 {
@@ -313,8 +311,7 @@ int map_read_file(struct map **out, struct pgc_store *s, const char *path,
 	return rc ? rc : map_parse(out, buf, len, path, e);
 }
 
-// --- open maps
-// --------------------------------------------------------------------
+// --- open maps ---------------------------------------------------------------
 
 static void unbind(struct map *m)
 {
@@ -542,8 +539,7 @@ int map_open_base(struct pgc_store *s, const uint8_t uid[16], struct map **out,
 	return open_path(s, path, NULL, NULL, out, e);
 }
 
-// --- looking up
-// -----------------------------------------------------------------
+// --- looking up --------------------------------------------------------------
 
 static uint32_t run_at(const struct mstream *t, uint64_t pgno)
 {

@@ -16,8 +16,7 @@
 #include "pagecache.h"
 #include "pgc_format.h"
 
-// --- codec.c
-// ------------------------------------------------------------------
+// --- codec.c -----------------------------------------------------------------
 
 struct page_id {
 	uint64_t lo, hi; // XXH3-128; lo is the key of index and maps
@@ -29,6 +28,8 @@ struct page_id {
 extern struct pgc_test_hooks {
 	uint64_t hash_mask;
 	_Atomic uint64_t uid_seed;
+	void (*gc_marked)(void *ctx); // between survey and deletion
+	void *gc_ctx;
 } pgc_test_hooks;
 
 struct page_id page_id_of(const void *page);
@@ -52,8 +53,7 @@ int rec_decode(const uint8_t *rec, uint64_t uid, uint64_t loc, uint64_t key,
 uint64_t new_uid64(void);
 void new_uid128(uint8_t out[16]);
 
-// --- pack.c
-// -------------------------------------------------------------------
+// --- pack.c ------------------------------------------------------------------
 
 struct pack {
 	uint64_t uid, size, records;
@@ -103,8 +103,7 @@ int pack_scan(struct pgc_store *s, struct pack *p,
 // One record of a pinned, opened pack into buf (loc_size bytes); 0 or -errno.
 int pack_read(const struct pack *p, uint64_t off, void *buf, size_t len);
 
-// --- packwriter.c
-// ----------------------------------------------------------------
+// --- packwriter.c ------------------------------------------------------------
 
 struct packwriter {
 	struct pgc_store *s;
@@ -132,8 +131,7 @@ void pw_release(struct packwriter *w);
 // Deletes files (if !published) and frees everything; pins go.
 void pw_fini(struct packwriter *w, bool published);
 
-// --- index.c
-// ------------------------------------------------------------------
+// --- index.c -----------------------------------------------------------------
 
 struct kent {
 	uint64_t key, loc; // loc 0: empty
@@ -177,8 +175,7 @@ int index_merge(struct pgc_store *s, bool force, struct err *e);
 void index_relax(struct pgc_store *s);		      // gives mapped pages back
 int index_verify(struct pgc_store *s, struct err *e); // fsck: the file
 
-// --- map.c
-// --------------------------------------------------------------------
+// --- map.c -------------------------------------------------------------------
 
 struct mrun {
 	uint32_t start, first; // first page; first entry (DATA)
@@ -268,15 +265,13 @@ int map_serialise(const struct map *m, const struct mapsrc *src, uint8_t **out,
 // Recomputes both checksums of a file image that was edited in place.
 void map_reseal(uint8_t *buf, size_t len);
 
-// --- workset.c
-// ------------------------------------------------------------------
+// --- workset.c ---------------------------------------------------------------
 
 void ws_path(char *dst, size_t n, const struct pgc_id *id, enum pgc_stream st);
 int ws_load(struct pgc_store *s, const struct map *m, enum pgc_stream st,
 	    uint32_t **out, size_t *n, struct err *e); // -ENOENT: none
 
-// --- snap.c
-// -------------------------------------------------------------------
+// --- snap.c ------------------------------------------------------------------
 
 struct pgc_snap {
 	atomic_uint refs;
@@ -285,8 +280,7 @@ struct pgc_snap {
 	size_t nws[PGC_NUM_STREAMS];
 };
 
-// --- plan.c
-// -------------------------------------------------------------------
+// --- plan.c ------------------------------------------------------------------
 
 // Pages of one request with the reads that fetch their records.
 struct plan_page {
@@ -314,8 +308,7 @@ void plan_add(struct plan *p, const struct map *m, enum pgc_stream st,
 void plan_layout(struct plan *p, uint32_t gap);
 void plan_by_page(struct plan *p); // back into the order of page numbers
 
-// --- io.c
-// ---------------------------------------------------------------------
+// --- io.c --------------------------------------------------------------------
 
 struct batch;
 struct io_read {
@@ -339,8 +332,7 @@ struct io_read *io_reap(struct io *io); // a list of finished reads, or NULL
 void io_clear(struct io *io);		// the event was seen
 void io_poke(struct io *io);		// make the descriptor readable again
 
-// --- fill.c, template.c
-// ------------------------------------------------------------
+// --- fill.c, template.c ------------------------------------------------------
 
 enum { CL_MISSING, CL_QUEUED, CL_READING, CL_FILLED };
 
@@ -372,8 +364,7 @@ size_t filler_drain(struct filler *f, struct pgc_done *out, size_t max);
 int template_install(struct pgc_template *t, uint64_t cluster,
 		     const uint8_t *pages, char *why, size_t nwhy);
 
-// --- store.c
-// ------------------------------------------------------------------
+// --- store.c -----------------------------------------------------------------
 
 struct pgc_store {
 	char *dir;

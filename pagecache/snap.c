@@ -140,8 +140,7 @@ bool pgc_snap_run(const struct pgc_snap *sn, enum pgc_stream st, uint64_t pgno,
 	return true;
 }
 
-// --- reading
-// ------------------------------------------------------------------
+// --- reading -----------------------------------------------------------------
 
 enum { READ_CHUNK = 256, READ_GAP = 8192 };
 
@@ -228,8 +227,7 @@ int pgc_snap_read(struct pgc_snap *sn, enum pgc_stream st, uint64_t pgno,
 	return rc;
 }
 
-// --- names
-// --------------------------------------------------------------------
+// --- names -------------------------------------------------------------------
 
 struct list_ctx {
 	int (*cb)(void *ctx, const struct pgc_id *id);

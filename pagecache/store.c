@@ -14,8 +14,7 @@
 
 #include "pgc_internal.h"
 
-// --- file helpers
-// -----------------------------------------------------------------
+// --- file helpers ------------------------------------------------------------
 
 int store_sync_dir(int fd, const char *what, struct err *e)
 {
@@ -112,8 +111,7 @@ int store_each(struct pgc_store *s, const char *suffix,
 	return rc;
 }
 
-// --- opening
-// ------------------------------------------------------------------
+// --- opening -----------------------------------------------------------------
 
 static int open_folder(struct pgc_store *s, const char *name, int *fd,
 		       struct err *e)

@@ -183,7 +183,8 @@ static inline bool find_file(char *out, const char *dir, const char *sub,
 	while (d && !found && (de = readdir(d))) {
 		size_t n = strlen(de->d_name), k = strlen(suffix);
 
-		if (n < k || strcmp(de->d_name + n - k, suffix))
+		if (de->d_name[0] == '.' || n < k ||
+		    strcmp(de->d_name + n - k, suffix))
 			continue;
 		text(out, PATH_MAX, "%s/%s/%.200s", dir, sub, de->d_name);
 		found = true;

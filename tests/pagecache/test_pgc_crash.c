@@ -66,8 +66,7 @@ static void drop_base(struct world *w)
 	free(w->q);
 }
 
-// --- operations (in the child)
-// --------------------------------------------------------
+// --- operations (in the child) -----------------------------------------------
 
 static int op_commit(struct world *w, struct pgc_store *s)
 {
@@ -144,8 +143,7 @@ static int child(void *ctx)
 	return 0;
 }
 
-// --- what must hold afterwards
-// ----------------------------------------------------------
+// --- what must hold afterwards -----------------------------------------------
 
 static bool exists(struct pgc_store *s, unsigned n)
 {
@@ -201,7 +199,8 @@ static void expect_sound(struct world *w, unsigned at)
 	bool acked = w->sh->acked || w->sh->retried;
 
 	cr_assert_lt(util_now_ns() - t0, 2000000000u);
-	cr_assert(!find_file(path, w->dir, "tmp", "0"));
+	cr_assert(!find_file(path, w->dir, "tmp", ""),
+		  "leftover: %s", path);
 	expect_snap(w, s, 1);
 	expect_snap(w, s, 3);
 	if (w->op == &remove_op) {

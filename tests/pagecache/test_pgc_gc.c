@@ -189,8 +189,96 @@ Test(gc, a_damaged_snapshot_stops_it_before_it_frees)
 	free(p);
 }
 
-// --- races
-// --------------------------------------------------------------------
+// --- what happens between its survey and its deletions -----------------------
+
+// The pages of a removed snapshot are found again by a new one: all of them, or
+// only a few (which makes the pack one to rewrite); or others come and go.
+struct meanwhile {
+	struct pgc_store *s;
+	const uint8_t *p;
+	int what;
+};
+
+static void publish_again(void *ctx)
+{
+	struct meanwhile *m = ctx;
+	struct pgc_id id = id_of(9), keep = id_of(8);
+
+	pgc_test_hooks.gc_marked = NULL;
+	if (m->what == 0) {
+		publish(m->s, &id, NULL, m->p, N, false);
+	} else if (m->what == 1) {
+		publish(m->s, &id, NULL, m->p + 3 * PGC_PAGE, 5, false);
+	} else if (m->what == 2) {
+		struct pgc_snap *sn = open_snap(m->s, &keep);
+
+		expect_pages(sn, PGC_MEM, m->p, 1);
+		pgc_snap_unref(sn);
+		publish(m->s, &id, &keep, m->p, 1, false);
+	} else {
+		ok(pgc_snap_remove(m->s, &keep, e));
+	}
+}
+
+static void while_collecting(int what)
+{
+	static const uint64_t left[] = {N, 5, 1, 0};
+	char *dir = tmp_store();
+	struct pgc_store *s = open_store(dir);
+	uint8_t *p = texts(N, 0);
+	struct meanwhile m = {s, p, what};
+	struct pgc_id a = id_of(1), keep = id_of(8), id = id_of(9);
+	struct pgc_store_stats st;
+	struct pgc_snap *sn;
+
+	publish(s, &a, NULL, p, N, false);
+	if (what >= 2)
+		publish(s, &keep, NULL, p, 1, false);
+	ok(pgc_snap_remove(s, &a, e));
+	pgc_test_hooks.gc_ctx = &m;
+	pgc_test_hooks.gc_marked = publish_again;
+	ok(pgc_gc(s, NULL, e));
+	cr_assert_null(pgc_test_hooks.gc_marked);
+	if (what < 3) {
+		sn = open_snap(s, &id);
+		expect_pages(sn, PGC_MEM, p + (what == 1 ? 3 * PGC_PAGE : 0),
+			     left[what]);
+		pgc_snap_unref(sn);
+	}
+	cr_assert_eq(fsck_faults(s), 0);
+	ok(pgc_gc(s, NULL, e)); // the next one finishes the work
+	pgc_store_get_stats(s, &st);
+	cr_assert_eq(st.pages, left[what]);
+	cr_assert_eq(fsck_faults(s), 0);
+	pgc_store_close(s);
+	s = open_store(dir);
+	cr_assert_eq(fsck_faults(s), 0);
+	pgc_store_close(s);
+	rm_tree(dir);
+	free(p);
+}
+
+Test(gc, dead_pages_found_again_meanwhile)
+{
+	while_collecting(0);
+}
+
+Test(gc, a_few_dead_pages_found_again_meanwhile)
+{
+	while_collecting(1);
+}
+
+Test(gc, a_reader_and_a_child_meanwhile)
+{
+	while_collecting(2);
+}
+
+Test(gc, a_removal_meanwhile)
+{
+	while_collecting(3);
+}
+
+// --- races -------------------------------------------------------------------
 
 struct race {
 	struct pgc_store *s;

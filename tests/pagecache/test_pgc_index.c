@@ -170,6 +170,23 @@ Test(index, stale_after_packs_came_and_went)
 	free(old);
 }
 
+Test(index, forgets_what_was_collected)
+{
+	uint8_t *p;
+	char *dir = store_with_index(&p);
+	struct pgc_id a = id_of(1);
+	struct pgc_store_stats st;
+	struct pgc_store *s = open_store(dir);
+
+	ok(pgc_snap_remove(s, &a, e));
+	ok(pgc_gc(s, NULL, e));
+	pgc_store_get_stats(s, &st);
+	cr_assert_eq(st.index_bytes, INDEX_HEADER);
+	pgc_store_close(s);
+	rm_tree(dir);
+	free(p);
+}
+
 // Enough pages for merges while building goes on.
 Test(index, merges_by_itself_and_finds_everything)
 {

@@ -171,6 +171,7 @@ Test(maps, a_child_costs_what_it_changed)
 	ok(pgc_builder_begin(s, &c, &a, np, &b, e));
 	fill_page(page, TEXT, 99999);
 	ok(pgc_builder_put(b, PGC_MEM, 1000, page, 1, e));
+	ok(pgc_builder_put(b, PGC_MEM, 0, p, 600, e)); // unchanged ones
 	ok(pgc_builder_commit(b, e));
 	sn = open_snap(s, &c);
 	pgc_snap_get_stats(sn, &two);
@@ -232,6 +233,35 @@ Test(maps, children_survive_their_parents_removal)
 	rm_tree(dir);
 	free(p);
 	free(q);
+}
+
+// A parent is removed and collected while a child of it is being built.
+Test(maps, a_parent_removed_under_its_builder)
+{
+	char *dir = tmp_store();
+	struct pgc_store *s = open_store(dir);
+	struct pgc_id a = id_of(1), c = id_of(2);
+	uint8_t *p = texts(N, 0);
+	uint64_t np[2] = {N, 0};
+	struct pgc_builder *b;
+	struct pgc_snap *sn;
+
+	publish(s, &a, NULL, p, N, false);
+	ok(pgc_builder_begin(s, &c, &a, np, &b, e));
+	ok(pgc_builder_put(b, PGC_MEM, 7, p, 1, e));
+	ok(pgc_snap_remove(s, &a, e));
+	ok(pgc_gc(s, NULL, e));
+	ok(pgc_builder_commit(b, e));
+	ok(pgc_gc(s, NULL, e));
+	pgc_store_close(s);
+	s = open_store(dir);
+	memcpy(p + 7 * PGC_PAGE, p, PGC_PAGE);
+	sn = open_snap(s, &c);
+	expect_pages(sn, PGC_MEM, p, N);
+	pgc_snap_unref(sn);
+	pgc_store_close(s);
+	rm_tree(dir);
+	free(p);
 }
 
 Test(maps, a_child_that_rewrites_most_stands_alone)

@@ -316,6 +316,9 @@ Test(roundtrip, worksets)
 	uint32_t ws[] = {7, 3, 60, 3}, beyond[] = {64};
 	const uint32_t *got;
 	struct pgc_snap *old, *sn;
+	char path[PATH_MAX];
+	uint8_t *side;
+	size_t len;
 
 	publish(s, &id, NULL, p, 64, true);
 	old = open_snap(s, &id);
@@ -334,14 +337,19 @@ Test(roundtrip, worksets)
 	cr_assert_eq(pgc_snap_workset(sn, PGC_MEM, &got), 1);
 	pgc_snap_unref(sn);
 	pgc_snap_unref(old);
+	cr_assert(find_file(path, dir, "snaps", ".ws"));
+	side = slurp(path, &len);
 	ok(pgc_snap_remove(s, &id, e));
+	cr_assert(access(path, F_OK));
 	publish(s, &id, NULL, p, 64, true); // another one of the same name
+	spew(path, side, len); // with the first one's list
 	sn = open_snap(s, &id);
 	cr_assert_eq(pgc_snap_workset(sn, PGC_MEM, &got), 0);
 	pgc_snap_unref(sn);
 	pgc_store_close(s);
 	rm_tree(dir);
 	free(p);
+	free(side);
 }
 
 // Everything on disk against the sum of the compressed unique pages.

@@ -338,8 +338,7 @@ Test(template, two_streams_and_a_child)
 	teardown(&f);
 }
 
-// --- clones
-// -----------------------------------------------------------------------
+// --- clones ------------------------------------------------------------------
 
 struct clone {
 	int uffd, ask, answer;
@@ -501,8 +500,7 @@ Test(template, a_planted_zero_page_fails_the_fill)
 	teardown(&f);
 }
 
-// --- damage
-// -----------------------------------------------------------------------
+// --- damage ------------------------------------------------------------------
 
 static uint64_t record_of(struct fix *f, uint64_t pgno)
 {
@@ -541,7 +539,7 @@ Test(template, a_corrupt_page_is_never_installed)
 	pack = slurp(path, &len);
 	loc = record_of(&f, 37);
 	for (unsigned k = 0; k < loc_size(loc); k += 41) {
-		pack[loc_off(loc) + k] ^= 1 << k % 8;
+		pack[loc_off(loc) + k] ^= (uint8_t)(1u << k % 8);
 		spew(path, pack, len);
 		d = fill_one(&f, 33);
 		cr_assert_eq(d.rc, -EBADMSG, "byte %u: %d", k, d.rc);
@@ -551,7 +549,7 @@ Test(template, a_corrupt_page_is_never_installed)
 			       32 * PGC_PAGE);
 		for (unsigned i = 0; i < PGC_CLUSTER_PAGES; i++)
 			cr_assert(page_is_zero(got + i * PGC_PAGE));
-		pack[loc_off(loc) + k] ^= 1 << k % 8;
+		pack[loc_off(loc) + k] ^= (uint8_t)(1u << k % 8);
 	}
 	spew(path, pack, len);
 	cr_assert_eq(fill_one(&f, 33).rc, 0); // mended: another try succeeds
