@@ -218,6 +218,15 @@ static bool debug_is_reset(const void *p)
 	       d.dr6 == 0xffff0ff0 && d.dr7 == 0x400;
 }
 
+// vCPU 0 of a shell is runnable already.
+static bool mp_is_reset(const struct vcpu *v, const void *p)
+{
+	struct kvm_mp_state mp;
+
+	memcpy(&mp, p, sizeof(mp));
+	return v->index == 0 && mp.mp_state == KVM_MP_STATE_RUNNABLE;
+}
+
 int vcpu_load(struct vcpu *v, struct wire_reader *r, struct err *e)
 {
 	struct items it;
@@ -232,6 +241,8 @@ int vcpu_load(struct vcpu *v, struct wire_reader *r, struct err *e)
 		else if (i == IT_MSRS)
 			rc = msr_load(v, it.p[i], it.len[i], e);
 		else if (i == IT_DEBUG && debug_is_reset(it.p[i]))
+			continue;
+		else if (i == IT_MP && mp_is_reset(v, it.p[i]))
 			continue;
 		else
 			rc = load_fixed(v, &it, i, e);
