@@ -275,6 +275,14 @@ void build_guest_step(struct eng_build *b)
 		probe(b);
 }
 
+// A guest without an agent is ready when it rings: its timeout is the request's.
+// With one, the timeout counts from the application's start.
+static unsigned boot_seconds(const struct eng_build *b)
+{
+	return b->req.kernel ? b->req.ready_timeout_s
+			     : MAX((unsigned)BOOT_S, b->req.ready_timeout_s);
+}
+
 void build_guest_late(struct eng_build *b)
 {
 	char what[160];
@@ -283,7 +291,7 @@ void build_guest_late(struct eng_build *b)
 		snprintf(what, sizeof(what),
 			 "the guest's %s did not come up within %u s",
 			 b->req.kernel ? "kernel" : "agent",
-			 MAX((unsigned)BOOT_S, b->req.ready_timeout_s));
+			 boot_seconds(b));
 	else
 		snprintf(what, sizeof(what),
 			 "nothing listened on port %u within %u s (raise it "
@@ -371,9 +379,7 @@ void build_boot_enter(struct eng_build *b)
 	b->t_boot = req.t0;
 	if (!build_progress(b, "boot", -1, "booting"))
 		return;
-	eng_timer_set(
-	    b->deadline,
-	    1000 * (uint64_t)MAX((unsigned)BOOT_S, b->req.ready_timeout_s));
+	eng_timer_set(b->deadline, 1000 * (uint64_t)boot_seconds(b));
 	rc = eng_cell_boot(b->env->cells, &req, &ev, b, &b->cell, &e);
 	if (rc)
 		build_fail(b, rc, "starting a VM: %s", e.msg);

@@ -417,26 +417,37 @@ static void frames(struct fake_conn *c)
 	memmove(c->buf, c->buf + at, c->len);
 }
 
+// A fake echo server, which reads on when what it has is sent.
+static void echo(struct fake_conn *c)
+{
+	ssize_t n = c->len ? write(c->fd, c->buf, c->len) : 0;
+
+	if (n > 0) {
+		c->len -= (size_t)n;
+		memmove(c->buf, c->buf + n, c->len);
+	}
+	eng_watch_set(c->watch, c->len ? ENG_WRITE : ENG_READ);
+}
+
 static void conn_io(void *ctx, unsigned what)
 {
 	struct fake_conn *c = ctx;
-	ssize_t n = read(c->fd, c->buf + c->len, sizeof(c->buf) - c->len);
+	ssize_t n;
 
-	(void)what;
-	if (n < 0 && (errno == EAGAIN || errno == EINTR))
-		return;
-	if (n <= 0) {
-		conn_free(c);
-		return;
+	if (what & ENG_READ) {
+		n = read(c->fd, c->buf + c->len, sizeof(c->buf) - c->len);
+		if (n < 0 && (errno == EAGAIN || errno == EINTR))
+			return;
+		if (n <= 0) {
+			conn_free(c);
+			return;
+		}
+		c->len += (size_t)n;
 	}
-	c->len += (size_t)n;
 	if (c->opening != AGENT_CONNECT)
 		frames(c);
-	if (c->opening == AGENT_CONNECT && c->len) { // a fake echo server
-		if (write(c->fd, c->buf, c->len) < 0)
-			log_warn("fake agent: echo lost");
-		c->len = 0;
-	}
+	if (c->opening == AGENT_CONNECT)
+		echo(c);
 }
 
 int eng_cell_connect(struct eng_cell *cell, uint32_t port, int *fd,
