@@ -25,7 +25,7 @@ enum {
 	FILL_GAP = 4096,	// neighbours this close are one read
 	PREFETCH_GAP = 65536,
 	DRAIN_MAX = 64, // clusters installed by one drain
-	DRAIN_MAX_PREFETCH = 16,
+	DRAIN_MAX_BACKGROUND = 16,
 };
 
 struct request {
@@ -342,7 +342,7 @@ void filler_pump(struct filler *f)
 {
 	while (f->nrequest < MAX_BATCHES && pump_request(f, true))
 		;
-	while (f->nrequest < MAX_BATCHES && !f->queue[1] &&
+	while (f->nrequest < MAX_BACKGROUND && !f->queue[1] &&
 	       pump_request(f, false))
 		;
 	while (f->nrequest == 0 && f->nprefetch < MAX_PREFETCH &&
@@ -465,13 +465,13 @@ size_t filler_drain(struct filler *f, struct pgc_done *out, size_t max)
 
 	io_clear(f->io);
 	reap(f);
-	while (n < max && work < DRAIN_MAX && background < DRAIN_MAX_PREFETCH &&
-	       (at = pick(f))) {
+	while (n < max && work < DRAIN_MAX &&
+	       background < DRAIN_MAX_BACKGROUND && (at = pick(f))) {
 		b = *at;
 		if (b->t && b->at < b->nclusters) {
 			finish_cluster(f, b, b->clusters[b->at++], &out[n++]);
 			work++;
-			background += b->prefetch && !b->urgent;
+			background += !b->urgent;
 		}
 		if (!b->t || b->at == b->nclusters) {
 			*at = b->next;

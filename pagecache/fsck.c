@@ -73,7 +73,7 @@ static void check_packs(struct fsck *f)
 
 enum { CHUNK = 256 };
 
-static void check_pages(struct fsck *f, const struct map *m, const char *name,
+static void check_pages(struct fsck *f, enum pgc_stream st, const char *name,
 			struct plan *p, uint8_t *buf)
 {
 	uint8_t page[PGC_PAGE];
@@ -90,10 +90,10 @@ static void check_pages(struct fsck *f, const struct map *m, const char *name,
 					&why);
 		if (rc) {
 			err_set(&e, rc,
-				"page %llu of snapshot %s (%llu pages) is "
-				"corrupt: %s (pack %016llx, byte %u)",
-				(unsigned long long)g->pgno, name,
-				(unsigned long long)m->st[0].npages, why,
+				"%s page %llu of snapshot %s is corrupt: %s "
+				"(pack %016llx, byte %u)",
+				st == PGC_MEM ? "memory" : "disk",
+				(unsigned long long)g->pgno, name, why,
 				(unsigned long long)g->pack->uid,
 				loc_off(g->loc));
 			report(f, &e, rc);
@@ -122,7 +122,7 @@ static int check_map(struct fsck *f, const struct map *m, const char *name)
 				g.npages = MIN(g.npages, (uint64_t)CHUNK);
 				p.npages = 0;
 				plan_add(&p, m, st, at, g.npages);
-				check_pages(f, m, name, &p, buf);
+				check_pages(f, st, name, &p, buf);
 			}
 			at += g.npages;
 		}
