@@ -19,13 +19,14 @@
 enum {
 	BATCH_CLUSTERS = 16,	// of a request: 1 MiB of pages
 	PREFETCH_CLUSTERS = 32, // of a prefetch
-	MAX_BATCHES = 24,	// in flight for requests
+	MAX_BATCHES = 24,	// in flight for urgent requests
+	MAX_BACKGROUND = 4,	// in flight when others want more
 	MAX_PREFETCH = 2,	// in flight for prefetch
 	PREFETCH_WINDOW = 256,	// clusters sorted together into pack order
 	FILL_GAP = 4096,	// neighbours this close are one read
 	PREFETCH_GAP = 65536,
-	DRAIN_MAX = 64, // clusters installed by one drain
-	DRAIN_MAX_BACKGROUND = 16,
+	DRAIN_MAX = 64,		   // clusters installed by one drain,
+	DRAIN_MAX_BACKGROUND = 16, // of them such that nobody waits for
 };
 
 struct request {
