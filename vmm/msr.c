@@ -122,6 +122,12 @@ int msr_save(struct vcpu *v, struct wire_writer *w, struct err *e)
 		m.nmsrs--;
 		vm->nmsrs = m.nmsrs;
 	}
+	if (m.nmsrs && m.e[0].index == MSR_TSC) {
+		uint64_t tsc = m.e[0].data;
+
+		tsc_align(v, &tsc);
+		m.e[0].data = tsc;
+	}
 	wire_put_bytes(w, &m, 8 + m.nmsrs * sizeof(m.e[0]));
 	return 0;
 }
@@ -174,6 +180,8 @@ int msr_load(struct vcpu *v, const void *blob, size_t len, struct err *e)
 	uint32_t done = 0, total;
 
 	memcpy(&m, blob, MIN(len, sizeof(m)));
+	if (m.nmsrs && m.e[0].index == MSR_TSC && tsc_load(v, m.e[0].data))
+		memmove(&m.e[0], &m.e[1], --m.nmsrs * sizeof(m.e[0]));
 	total = m.nmsrs;
 	for (uint32_t i = 0; i < total; i++)
 		if (!listed(v->vm, m.e[i].index))

@@ -192,7 +192,7 @@ static int create_cpus(struct vmm *vm, const struct vmm_config *cfg,
 		if (rc <= 0)
 			return err_set(e, -ENODEV,
 				       "KVM does not know the TSC's frequency");
-		vm->tsc_khz = (uint32_t)rc;
+		vm->tsc_khz = vm->host_tsc_khz = (uint32_t)rc;
 		rc = 0;
 	}
 	return rc;

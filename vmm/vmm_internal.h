@@ -180,8 +180,11 @@ struct vmm {
 	struct vcpu vcpu[VMM_MAX_VCPUS];
 	size_t run_size;  // of each vCPU's kvm_run mapping
 	size_t xsave_len; // KVM_CAP_XSAVE2
-	uint32_t tsc_khz;
+	uint32_t tsc_khz, host_tsc_khz;
 	bool tsc_control;
+	// vCPU 0's TSC and its offset, while a state is saved or loaded: the
+	// other vCPUs' follow from them.
+	uint64_t tsc0, tsc0_offset;
 	struct cpuid_table cpuid; // as vCPU 0 sees it
 	uint32_t nmsrs;
 	uint32_t msr_index[MSR_MAX]; // what a state holds, in its order
@@ -268,6 +271,9 @@ int vcpu_save(struct vcpu *v, struct wire_writer *w, struct err *e);
 int vcpu_check(struct wire_reader *r, unsigned index, struct err *e);
 int vcpu_load(struct vcpu *v, struct wire_reader *r, struct err *e);
 int vcpu_kvmclock_ctrl(struct vcpu *v);
+// tsc.c
+void tsc_align(struct vcpu *v, uint64_t *tsc);
+bool tsc_load(struct vcpu *v, uint64_t tsc);
 // msr.c
 int msr_list_init(struct vmm *vm, int kvm_fd, struct err *e);
 int msr_save(struct vcpu *v, struct wire_writer *w, struct err *e);

@@ -5,7 +5,8 @@
 #      set
 #   3. compares the three counts: doorbell 100+n when they agree, else 200+n
 #   4. vCPU 0 echoes mailbox bytes to the console until byte 0, then powers off;
-#      byte 1 makes a triple fault; the others spin
+#      byte 1 makes a triple fault, byte 2 prints 0, 1, 2, ... 255, 0, ... without
+#      end; the others spin
 	.set	BELL, 0x7460
 	.set	COUNTERS, 0x300000
 	.set	STOP, 0x301000
@@ -71,6 +72,8 @@ user:
 	je	6f
 	cmpl	$1, %eax
 	je	8f
+	cmpl	$2, %eax
+	je	9f
 	outb	%al, %dx
 	jmp	5b
 6:	movl	$BELL, %edx
@@ -79,6 +82,10 @@ user:
 7:	pause
 	jmp	7b
 8:	ud2				# no IDT: a triple fault
+9:	xorl	%eax, %eax
+10:	outb	%al, %dx
+	incb	%al
+	jmp	10b
 
 	.data
 	.balign	16

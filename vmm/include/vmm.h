@@ -83,6 +83,7 @@ struct vmm_config {
 	unsigned vcpus;     // 1..VMM_MAX_VCPUS
 	// Optional: descriptor to which console bytes are written without
 	// blocking; bytes that do not fit are dropped and counted. Borrowed.
+	// The program ignores SIGPIPE when it is a pipe or a socket.
 	int console_fd; // or -1
 };
 
@@ -188,8 +189,10 @@ void vmm_vsock_close_all(struct vmm *vm);
 
 // --- state --------------------------------------------------------------------
 
-// Writes the complete state (docs/STATE_FORMAT.md) of a paused VM. The VM is
-// unchanged and can be unpaused, also after an error.
+// Writes the complete state (docs/STATE_FORMAT.md) of a paused VM, or of one that
+// was loaded and not started. The VM is unchanged and can be unpaused, also after
+// an error. `w` has to be empty and to have a buffer: VMM_STATE_MAX always
+// suffices. -ENOBUFS: it does not.
 int vmm_state_save(struct vmm *vm, struct wire_writer *w, struct err *e);
 
 // What a saved state says of the machine it needs.
