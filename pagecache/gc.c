@@ -514,7 +514,7 @@ static int compact(struct gc *g)
 
 		must_lock(&g->s->lock);
 		p = g->s->packs.slot[k];
-		size = p ? p->size : 0;
+		size = p && !p->building ? p->size : 0;
 		must_unlock(&g->s->lock);
 		if (p && g->marks[k].live && g->marks[k].live < size / 2)
 			rc = move_pack(g, k);
