@@ -8,8 +8,8 @@
 //         straight from the parked cell's memory, a few pages at a time
 //   done; without keep_running the cell is ended now, and not before
 //
-// Whatever fails, the guest is unparked and nothing was published. What the cell
-// says (its state) is hostile; what it wrote is read by thawd itself.
+// Whatever fails, the guest is unparked and nothing was published. What the
+// cell says (its state) is hostile; what it wrote is read by thawd itself.
 //
 // A snapshot of a thawed microVM has its image as parent and holds the written
 // pages. Blocks of a resumed one's disk that it never loaded are referred to in
@@ -109,8 +109,8 @@ static void finish(struct capture *cap, int rc, const char *why)
 	if (rc)
 		unpark(cap);
 	st.total_ns = now - cap->asked_ns;
-	st.parked_ns = (cap->unparked_ns ? cap->unparked_ns : now) -
-		       cap->asked_ns;
+	st.parked_ns =
+	    (cap->unparked_ns ? cap->unparked_ns : now) - cap->asked_ns;
 	cell->capture = NULL;
 	if (cell->ev) // else thawd is shutting down
 		cap->done(cap->ctx, rc, rc ? why : "", &st);
@@ -120,7 +120,8 @@ static void finish(struct capture *cap, int rc, const char *why)
 	cell_release(cell);
 }
 
-// --- the copy step ------------------------------------------------------------------
+// --- the copy step
+// ------------------------------------------------------------------
 
 // The state comes in a memfd that the cell may still write: one copy of it is
 // checked and kept.
@@ -280,15 +281,15 @@ static void copy_work(struct cell_job *j)
 	if (!cap->rc && !has_memory(p))
 		cap->rc = err_set(&cap->err, -ESRCH, "the cell died");
 	if (!cap->rc && cap->cell->has_disk)
-		cap->rc =
-		    pagescan_file(cap->cell->overlay,
-				  cap->cell->base->disk_bytes, &cap->disk,
-				  &cap->err);
+		cap->rc = pagescan_file(cap->cell->overlay,
+					cap->cell->base->disk_bytes, &cap->disk,
+					&cap->err);
 	if (!cap->rc && cap->keep_running)
 		cap->rc = copy_all(cap);
 }
 
-// --- the build step -----------------------------------------------------------------
+// --- the build step
+// -----------------------------------------------------------------
 
 static int begin_build(struct capture *cap, struct pgc_builder **b)
 {
@@ -340,8 +341,7 @@ static int put_runs(struct capture *cap, struct pgc_builder *b,
 
 		while (run.npages) {
 			struct pagescan_run part = {
-			    run.pgno,
-			    MIN(run.npages, (uint32_t)BOUNCE_PAGES)};
+			    run.pgno, MIN(run.npages, (uint32_t)BOUNCE_PAGES)};
 			const uint8_t *src = copy ? copy : bounce;
 			int rc = 0;
 
@@ -429,7 +429,8 @@ static void copy_done(struct cell_job *j)
 	cell_job_run(cap->cell, &cap->job);
 }
 
-// --- messages and the API -------------------------------------------------------------
+// --- messages and the API
+// -------------------------------------------------------------
 
 void capture_paused(struct eng_cell *cell, int rc, const char *why,
 		    uint32_t state_len, int fd)
@@ -489,8 +490,9 @@ int eng_cell_capture(struct eng_cell *cell, const struct eng_capture_req *req,
 	if (cell->capture)
 		return err_set(e, -EBUSY, "a capture of it is under way");
 	if (cell->is_boot && !req->image)
-		return err_set(e, -EINVAL, "a booted microVM has no image that "
-					   "its snapshot could refer to");
+		return err_set(e, -EINVAL,
+			       "a booted microVM has no image that "
+			       "its snapshot could refer to");
 	cap = calloc(1, sizeof(*cap));
 	if (!cap)
 		return err_set(e, -ENOMEM, "no memory for a capture");
@@ -502,8 +504,8 @@ int eng_cell_capture(struct eng_cell *cell, const struct eng_capture_req *req,
 	cap->ctx = ctx;
 	cap->state_fd = -1;
 	cap->asked_ns = util_now_ns();
-	cap->timer = eng_timer_create(cell->c->loop, answer_late, cap,
-				      "capture late");
+	cap->timer =
+	    eng_timer_create(cell->c->loop, answer_late, cap, "capture late");
 	if (req->config)
 		cap->config = strdup(req->config);
 	if (!cap->timer || (req->config && !cap->config)) {

@@ -1,7 +1,7 @@
 // Extent requests of a cell's disk.
 //
-// A block of a thawed disk is in the template (filled here on request), or, for a
-// resumed microVM, its own: then a worker reads it into the overlay, or it is
+// A block of a thawed disk is in the template (filled here on request), or, for
+// a resumed microVM, its own: then a worker reads it into the overlay, or it is
 // zero. A request is answered once, when everything that it asked for is there;
 // each of its extents says from where it is to be read. What cannot be had is
 // answered BAD, cluster by cluster, and becomes an I/O error in the guest.
@@ -118,7 +118,8 @@ void disk_fill_done(struct disk_req *dr, uint32_t cluster, int rc)
 	req_step(dr);
 }
 
-// --- sorting what was asked for -----------------------------------------------------
+// --- sorting what was asked for
+// -----------------------------------------------------
 
 static int ask_template(struct disk_req *dr, uint64_t block, uint64_t blocks)
 {
@@ -201,8 +202,8 @@ static int read_own(const struct own_job *oj, const struct seg *s, void *buf)
 	return 0;
 }
 
-// Touches nothing of the request but OVERLAY segments, whose place and length are
-// fixed by now; the kinds of others may change on the loop meanwhile.
+// Touches nothing of the request but OVERLAY segments, whose place and length
+// are fixed by now; the kinds of others may change on the loop meanwhile.
 static void own_work(struct cell_job *j)
 {
 	struct own_job *oj = (struct own_job *)j;
@@ -253,7 +254,8 @@ static int load_own(struct disk_req *dr)
 	return 0;
 }
 
-// --- requests ---------------------------------------------------------------------------
+// --- requests
+// ---------------------------------------------------------------------------
 
 static int parse_extents(struct disk_req *dr, struct wire_reader *r, bool *own)
 {

@@ -1,15 +1,17 @@
 // The thaw-cell process: started, greeted, listened to, buried.
 //
-// Birth. clone() with CLONE_VFORK (no copy of thawd's page tables), a process id
-// namespace of its own, seven descriptors at fixed numbers. The cell jails itself
-// and says HELLO with a userfaultfd. thawd checks what it is, does UFFDIO_API,
-// opens the cell's pagemap (the cell has no /proc, and cannot be looked up later)
-// and gives the keeper its duplicates. Only then is the proc a shell.
+// Birth. clone() with CLONE_VM and without CLONE_VFORK: no copy of thawd's page
+// tables, and the loop does not wait for the exec. A process id namespace of
+// its own (it costs nothing measurable), descriptors at fixed numbers. The cell
+// jails itself and says HELLO with a userfaultfd. thawd checks what it is, does
+// UFFDIO_API, opens the cell's pagemap (the cell has no /proc, and cannot be
+// looked up later) and gives the keeper its duplicates. Only then is the proc a
+// shell.
 //
 // Death. The pidfd tells. A proc with jobs is not reaped before the last one
-// ended, so its pid stays its own; its userfaultfd is closed after that, when all
-// of its threads are long dead. Slow parts (unmapping, closing the VM) happen in
-// the dying process.
+// ended, so its pid stays its own; its userfaultfd is closed after that, when
+// all of its threads are long dead. Slow parts (unmapping, closing the VM)
+// happen in the dying process.
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -37,25 +39,24 @@ enum {
 
 // --- spawning ----------------------------------------------------------------
 
-struct child {
+struct proc_child { // lives until HELLO or the end: the child runs on it
 	int fds[CP_FD_END]; // by number in the cell
 	int exe;
 	char args[3][16];
-	sigset_t mask;
+	_Alignas(16) char stack[16 * 1024];
 };
 
-// Runs in thawd's memory until exec: system calls only.
+// Runs beside the loop, in thawd's memory, until exec: a few system calls,
+// which write errno only if they fail; no signal can come (jail_enter()
+// unblocks them).
 static int __attribute__((no_sanitize("address"))) child_main(void *arg)
 {
-	struct child *ch = arg;
+	struct proc_child *ch = arg;
 	char name[] = "thaw-cell";
 	char *argv[] = {name, ch->args[0], ch->args[1], ch->args[2], NULL};
 	char *envp[] = {NULL};
 	int high[CP_FD_END];
 
-	for (int sig = 1; sig < 65; sig++)
-		signal(sig, SIG_DFL);
-	sigprocmask(SIG_SETMASK, &ch->mask, NULL);
 	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 	// First out of the way of the fixed numbers, then to them.
 	for (int i = 0; i < CP_FD_END; i++) {
@@ -71,21 +72,20 @@ static int __attribute__((no_sanitize("address"))) child_main(void *arg)
 	_exit(127);
 }
 
-static int spawn_child(struct cell_proc *p, struct child *ch, struct err *e)
+static int spawn_child(struct cell_proc *p, struct err *e)
 {
-	static _Alignas(16) char stack[64 * 1024];
-	sigset_t all;
+	struct proc_child *ch = p->child;
+	sigset_t all, old;
 	int pid, saved;
 
 	// No handler of thawd's may run in the child.
 	sigfillset(&all);
-	sigprocmask(SIG_SETMASK, &all, &ch->mask);
-	pid = clone(child_main, stack + sizeof(stack),
-		    CLONE_VM | CLONE_VFORK | CLONE_PIDFD | CLONE_NEWPID |
-			SIGCHLD,
-		    ch, &p->pidfd);
+	sigprocmask(SIG_SETMASK, &all, &old);
+	pid = clone(child_main, ch->stack + sizeof(ch->stack),
+		    CLONE_VM | CLONE_PIDFD | CLONE_NEWPID | SIGCHLD, ch,
+		    &p->pidfd);
 	saved = errno;
-	sigprocmask(SIG_SETMASK, &ch->mask, NULL);
+	sigprocmask(SIG_SETMASK, &old, NULL);
 	errno = saved;
 	if (pid < 0)
 		return err_sys(e, "cannot start a cell");
@@ -118,8 +118,7 @@ static int take_slot(struct eng_cells *c, struct cell_proc *p, struct err *e)
 			return 0;
 		}
 	}
-	return err_set(e, -EAGAIN, "all %u cells are in use",
-		       c->cfg.max_cells);
+	return err_set(e, -EAGAIN, "all %u cells are in use", c->cfg.max_cells);
 }
 
 static void close_descriptors(struct cell_proc *p)
@@ -145,6 +144,7 @@ static void proc_free(struct cell_proc *p)
 	close_descriptors(p);
 	if (p->slot < p->c->cfg.max_cells)
 		p->c->slots[p->slot] = 0;
+	free(p->child);
 	free(p);
 }
 
@@ -161,10 +161,10 @@ static int watch_proc(struct cell_proc *p, struct err *e)
 
 	p->w_pidfd = eng_watch_create(l, p->pidfd, ENG_READ, pidfd_ready, p,
 				      "cell ended");
-	p->w_ctl = eng_watch_create(l, p->ctl, ENG_READ, ctl_ready, p,
-				    "cell message");
-	p->w_disk = eng_watch_create(l, p->disk, ENG_READ, disk_ready, p,
-				     "cell disk");
+	p->w_ctl =
+	    eng_watch_create(l, p->ctl, ENG_READ, ctl_ready, p, "cell message");
+	p->w_disk =
+	    eng_watch_create(l, p->disk, ENG_READ, disk_ready, p, "cell disk");
 	p->w_console = eng_watch_create(l, p->console, ENG_READ, console_ready,
 					p, "cell console");
 	p->timer = eng_timer_create(l, hello_late, p, "cell birth");
@@ -176,9 +176,9 @@ static int watch_proc(struct cell_proc *p, struct err *e)
 }
 
 // The sockets, the console pipe and the child's descriptor table.
-static int make_channels(struct cell_proc *p, struct child *ch, int theirs[4],
-			 struct err *e)
+static int make_channels(struct cell_proc *p, int theirs[4], struct err *e)
 {
+	struct proc_child *ch = p->child;
 	struct eng_cells *c = p->c;
 	int pipefd[2], rc;
 
@@ -202,29 +202,46 @@ static int make_channels(struct cell_proc *p, struct child *ch, int theirs[4],
 	return 0;
 }
 
+static void set_args(struct cell_proc *p)
+{
+	const unsigned args[3] = {p->class->mem_mib, p->class->vcpus,
+				  p->c->cfg.uid_base + p->slot};
+
+	for (int i = 0; i < 3; i++)
+		snprintf(p->child->args[i], sizeof(p->child->args[i]), "%u",
+			 args[i]);
+}
+
 int proc_spawn(struct eng_cells *c, struct cell_class *class,
 	       struct cell_proc **out, struct err *e)
 {
 	int theirs[4] = {-1, -1, -1, -1};
-	struct child ch = {.exe = c->cell_fd};
 	struct cell_proc *p = calloc(1, sizeof(*p));
 	int rc;
 
 	if (!p)
 		return err_set(e, -ENOMEM, "no memory for a cell");
-	*p = (struct cell_proc){.c = c, .class = class, .pidfd = -1, .ctl = -1,
-				.boot = -1, .disk = -1, .console = -1,
-				.uffd = -1, .pagemap = -1, .statm = -1,
-				.slot = UINT32_MAX, .credit = CREDIT_MAX};
-	rc = take_slot(c, p, e);
+	*p = (struct cell_proc){.c = c,
+				.class = class,
+				.pidfd = -1,
+				.ctl = -1,
+				.boot = -1,
+				.disk = -1,
+				.console = -1,
+				.uffd = -1,
+				.pagemap = -1,
+				.statm = -1,
+				.slot = UINT32_MAX,
+				.credit = CREDIT_MAX};
+	p->child = malloc(sizeof(*p->child));
+	rc = p->child ? take_slot(c, p, e)
+		      : err_set(e, -ENOMEM, "no memory for a cell");
 	if (!rc)
-		rc = make_channels(p, &ch, theirs, e);
+		rc = make_channels(p, theirs, e);
 	if (!rc) {
-		snprintf(ch.args[0], sizeof(ch.args[0]), "%u", class->mem_mib);
-		snprintf(ch.args[1], sizeof(ch.args[1]), "%u", class->vcpus);
-		snprintf(ch.args[2], sizeof(ch.args[2]), "%u",
-			 c->cfg.uid_base + p->slot);
-		rc = spawn_child(p, &ch, e);
+		p->child->exe = c->cell_fd;
+		set_args(p);
+		rc = spawn_child(p, e);
 	}
 	for (int i = 0; i < 4; i++)
 		fd_close(&theirs[i]);
@@ -256,7 +273,8 @@ int proc_spawn(struct eng_cells *c, struct cell_class *class,
 	return 0;
 }
 
-// --- HELLO ---------------------------------------------------------------------
+// --- HELLO
+// ---------------------------------------------------------------------
 
 static bool is_userfaultfd(int fd)
 {
@@ -295,8 +313,8 @@ static int adopt_uffd(struct cell_proc *p, int fd, struct err *e)
 		return err_set(e, -ENOTSUP,
 			       "this kernel's userfaultfd cannot continue a "
 			       "fault on shared memory (Linux 5.14 can)");
-	rc = eng_keeper_hold(p->c->cfg.keeper_fd, ENG_KEEP_CELL_UFFD, p->id,
-			     fd);
+	rc =
+	    eng_keeper_hold(p->c->cfg.keeper_fd, ENG_KEEP_CELL_UFFD, p->id, fd);
 	if (rc)
 		return err_set(e, rc, "the descriptor keeper does not answer");
 	p->w_uffd = eng_watch_create(p->c->loop, fd, ENG_READ, uffd_ready, p,
@@ -360,6 +378,8 @@ static void hello(struct cell_proc *p, struct wire_reader *r, int *fds,
 	}
 	eng_timer_destroy(p->timer);
 	p->timer = NULL;
+	free(p->child);
+	p->child = NULL;
 	p->state = PROC_READY;
 	p->class->nspawning--;
 	class_proc_ready(p);
@@ -374,7 +394,8 @@ static void hello_late(void *ctx)
 	proc_kill(p);
 }
 
-// --- listening -------------------------------------------------------------------
+// --- listening
+// -------------------------------------------------------------------
 
 void proc_kill(struct cell_proc *p)
 {
@@ -437,8 +458,8 @@ static bool read_ctl(struct cell_proc *p, unsigned max)
 		int fds[CP_MAX_FDS];
 		unsigned nfds;
 		struct wire_reader r;
-		ssize_t n = cp_recv(p->ctl, MSG_DONTWAIT, buf, sizeof(buf),
-				    fds, &nfds);
+		ssize_t n =
+		    cp_recv(p->ctl, MSG_DONTWAIT, buf, sizeof(buf), fds, &nfds);
 
 		if (n == -EAGAIN)
 			return false;
@@ -498,7 +519,8 @@ static void console_ready(void *ctx, unsigned what)
 	(void)read_console(ctx);
 }
 
-// --- death ---------------------------------------------------------------------
+// --- death
+// ---------------------------------------------------------------------
 
 static void describe_death(struct cell_proc *p, const siginfo_t *si,
 			   char dst[ERR_MSG_MAX])
@@ -572,9 +594,11 @@ static void pidfd_ready(void *ctx, unsigned what)
 
 	(void)what;
 	eng_watch_set(p->w_pidfd, 0);
-	p->dying = p->exited = true;
+	p->exited = true;
+	// What it said before it died is heard as if it still lived.
 	while (read_ctl(p, MSGS_PER_TURN) && ++rounds < 8)
 		;
+	p->dying = true;
 	eng_watch_set(p->w_ctl, 0);
 	eng_watch_set(p->w_disk, 0);
 	if (p->jobs == 0) {

@@ -1,12 +1,13 @@
 // Handing a microVM to its shell: the overlay, the START message, and for a
 // resumed one the laying of its own pages.
 //
-// A resumed microVM maps its image's templates like any clone. Its own pages are
-// laid over them after CP_MAPPED, before any vCPU runs: UFFDIO_COPY where the
-// template is mapped, process_vm_writev where anonymous memory is (an extent of
-// zeroes in the image, not registered). A page that became zero is copied as a
-// page of zeroes and never mapped as the zero page: the next capture takes the
-// zero page for "not written", and would bring the image's page back.
+// A resumed microVM maps its image's templates like any clone. Its own pages
+// are laid over them after CP_MAPPED, before any vCPU runs: UFFDIO_COPY where
+// the template is mapped, process_vm_writev where anonymous memory is (an
+// extent of zeroes in the image, not registered). A page that became zero is
+// copied as a page of zeroes and never mapped as the zero page: the next
+// capture takes the zero page for "not written", and would bring the image's
+// page back.
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -159,7 +160,8 @@ int cell_send_start(struct eng_cell *cell, struct err *e)
 	return 0;
 }
 
-// --- a resumed microVM's own pages -----------------------------------------------------
+// --- a resumed microVM's own pages
+// -----------------------------------------------------
 
 struct lay_job {
 	struct cell_job job;
@@ -262,8 +264,7 @@ static void lay_work(struct cell_job *j)
 		lj->rc = err_set(&lj->err, -ENOMEM, "out of memory");
 		return;
 	}
-	for (uint64_t at = 0;
-	     pgc_snap_run(j->cell->own->sn, PGC_MEM, at, &run);
+	for (uint64_t at = 0; pgc_snap_run(j->cell->own->sn, PGC_MEM, at, &run);
 	     at = run.pgno + run.npages) {
 		if (run.kind == PGC_RUN_PARENT)
 			continue;
@@ -287,8 +288,7 @@ static void lay_done(struct cell_job *j)
 	} else if (!cell->ended) {
 		cell->state = CELL_STARTING;
 		if (simple_send(cell->proc->boot, CP_GO))
-			cell_end(cell, ENG_END_START,
-				 "the shell takes no GO");
+			cell_end(cell, ENG_END_START, "the shell takes no GO");
 		starting_soon(cell);
 	}
 	free(lj);

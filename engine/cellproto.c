@@ -140,8 +140,7 @@ static int take_fds(struct msghdr *m, int fds[CP_MAX_FDS], unsigned *nfds)
 		for (size_t i = 0; i < n; i++) {
 			int fd;
 
-			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int),
-			       sizeof(fd));
+			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
 			if (*nfds < CP_MAX_FDS) {
 				fds[(*nfds)++] = fd;
 			} else {

@@ -1,7 +1,7 @@
 // The wire between thawd and a thaw-cell (docs/CELLS.md). Three SOCK_SEQPACKET
 // pairs a cell: *ctl* (the cell's device thread), *boot* (its vCPU-0 thread,
-// until the guest runs) and *disk* (extent requests). One message is one packet;
-// integers are little-endian; descriptors travel as SCM_RIGHTS.
+// until the guest runs) and *disk* (extent requests). One message is one
+// packet; integers are little-endian; descriptors travel as SCM_RIGHTS.
 //
 // Both sides treat what they receive as hostile: a message that does not parse
 // to its last byte, or comes when it may not, ends the cell.
@@ -14,13 +14,13 @@
 
 enum {
 	CP_VERSION = 1,
-	CP_HEAD = 8,             // magic u32, version u16, type u16
-	CP_MSG_MAX = 96 * 1024,  // of any message
+	CP_HEAD = 8,		// magic u32, version u16, type u16
+	CP_MSG_MAX = 96 * 1024, // of any message
 	CP_MAX_FDS = 4,
 	CP_MAX_ZERO_EXTENTS = 128, // anonymous mappings over a template
-	CP_MAX_EXTENTS = 64,     // of one disk request
-	CP_MAX_REQ_BLOCKS = 4096, // of all extents of one disk request
-	CP_MAX_DISK_REQS = 64,   // disk requests not yet answered
+	CP_MAX_EXTENTS = 64,	   // of one disk request
+	CP_MAX_REQ_BLOCKS = 4096,  // of all extents of one disk request
+	CP_MAX_DISK_REQS = 64,	   // disk requests not yet answered
 	CP_MAILBOX_MAX = 64 * 1024,
 	CP_MAILBOX_CHUNK = 16 * 1024, // of one CP_MAILBOX
 	CP_CMDLINE_MAX = 4096,
@@ -29,27 +29,30 @@ enum {
 
 enum cp_type {
 	// thawd to the vCPU-0 thread (boot socket)
-	CP_START_THAW = 1, // fds: state, memory template [, disk template, overlay]
-	CP_START_BOOT,     // fds: kernel [, initrd] [, disk template, overlay]
-	CP_GO,             // after CP_MAPPED, when a resumed VM's pages are laid
+	CP_START_THAW =
+	    1,	       // fds: state, memory template [, disk template, overlay]
+	CP_START_BOOT, // fds: kernel [, initrd] [, disk template, overlay]
+	CP_GO,	       // after CP_MAPPED, when a resumed VM's pages are laid
 
 	// thawd to the device thread (ctl socket)
 	CP_STARTING = 16, // a start is under way: report how it went
-	CP_PAUSE,         // timeout_ms u32
+	CP_PAUSE,	  // timeout_ms u32
 	CP_UNPAUSE,
 	CP_CONNECT, // port u32; fd: the stream
 	CP_MAILBOX, // bytes
 
 	// thawd to the device thread (disk socket)
-	CP_EXTENTS_ACK = 32, // tag u32, n u32, n of {block u32, blocks u32, kind u32}
+	CP_EXTENTS_ACK =
+	    32, // tag u32, n u32, n of {block u32, blocks u32, kind u32}
 
 	// vCPU-0 thread to thawd (ctl socket)
 	CP_MAPPED = 64,
 	CP_FAILED, // text: the cell gives up (either thread)
 
 	// device thread to thawd (ctl socket)
-	CP_HELLO = 80, // mem_base u64, mem_bytes u64, vcpus u32; fd: userfaultfd
-	CP_STARTED,    // mapped, loaded, first_exit u64 (CLOCK_MONOTONIC ns)
+	CP_HELLO =
+	    80,	    // mem_base u64, mem_bytes u64, vcpus u32; fd: userfaultfd
+	CP_STARTED, // mapped, loaded, first_exit u64 (CLOCK_MONOTONIC ns)
 	CP_FIRST_EXIT, // first_exit u64
 	CP_EVENT,      // kind u32 (enum cp_event), text
 	CP_PAUSED,     // rc i32, text; rc 0: state length u32, fd: the state

@@ -1,12 +1,9 @@
-// Cells as the engine sees them: handles, classes of shells, and how a request
-// finds its snapshot and its process.
+// Cells as the engine sees them: the handles, from request to end.
 //
-// A thaw goes OPENING (its snapshots) -> WAITING (a shell of its class) ->
-// STARTING [-> LAYING] -> RUNNING. With a snapshot that is open and a shell that
-// is ready, the START leaves within eng_cell_thaw() itself. Refilling is done by a
-// timer, one spawn a turn, when no request waits.
+// A thaw goes OPENING (its snapshots) -> WAITING (a shell of its class,
+// cell_pool.c) -> STARTING [-> LAYING] -> RUNNING. With a snapshot that is open
+// and a shell that is ready, the START leaves within eng_cell_thaw() itself.
 #include <errno.h>
-#include <event2/event.h>
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -17,9 +14,8 @@
 #include "cells_priv.h"
 #include "vmm.h"
 
-enum { REFILL_MS = 4, RETRY_MS = 1000 };
-
-// --- holds and the end --------------------------------------------------------------
+// --- holds and the end
+// --------------------------------------------------------------
 
 static void cell_free(struct eng_cell *cell)
 {
@@ -69,8 +65,6 @@ void cell_release(struct eng_cell *cell)
 	maybe_gone(cell);
 }
 
-static void stop_waiting(struct eng_cell *cell);
-
 void cell_end(struct eng_cell *cell, enum eng_end why, const char *fmt, ...)
 {
 	va_list ap;
@@ -82,7 +76,7 @@ void cell_end(struct eng_cell *cell, enum eng_end why, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(cell->detail, sizeof(cell->detail), fmt, ap);
 	va_end(ap);
-	stop_waiting(cell);
+	cell_stop_waiting(cell);
 	if (cell->proc)
 		proc_kill(cell->proc);
 	else
@@ -120,263 +114,8 @@ void cell_job_run(struct eng_cell *cell, struct cell_job *j)
 	eng_job_run(cell->c->jobs, cell_job_work, cell_job_done, j);
 }
 
-// --- classes and shells ----------------------------------------------------------------
-
-static struct cell_class *class_of(struct eng_cells *c, uint32_t mem_mib,
-				   unsigned vcpus)
-{
-	struct cell_class *k = c->classes;
-
-	while (k && (k->mem_mib != mem_mib || k->vcpus != vcpus))
-		k = k->next;
-	if (k)
-		return k;
-	k = calloc(1, sizeof(*k));
-	if (!k)
-		return NULL;
-	k->mem_mib = mem_mib;
-	k->vcpus = vcpus;
-	k->waiting_tail = &k->waiting;
-	k->next = c->classes;
-	c->classes = k;
-	return k;
-}
-
-static unsigned count_waiting(const struct cell_class *k)
-{
-	unsigned n = 0;
-
-	for (struct eng_cell *w = k->waiting; w; w = w->next_waiting)
-		n++;
-	return n;
-}
-
-static void stop_waiting(struct eng_cell *cell)
-{
-	struct cell_class *k;
-	struct eng_cell **at;
-
-	if (!cell->waiting)
-		return;
-	cell->waiting = false;
-	for (k = cell->c->classes; k; k = k->next) {
-		for (at = &k->waiting; *at; at = &(*at)->next_waiting) {
-			if (*at != cell)
-				continue;
-			*at = cell->next_waiting;
-			if (!*at)
-				k->waiting_tail = at;
-			return;
-		}
-	}
-}
-
-static struct cell_proc *take_ready(struct cell_class *k)
-{
-	struct cell_proc *p = k->ready;
-
-	if (p) {
-		k->ready = p->next_ready;
-		k->nready--;
-	}
-	return p;
-}
-
-// Ends one shell nobody waits for, of another class than `keep`: the one wanted
-// longest ago. False when there is none.
-static bool evict_shell(struct eng_cells *c, const struct cell_class *keep)
-{
-	struct cell_class *oldest = NULL;
-	struct cell_proc *p;
-
-	for (struct cell_class *k = c->classes; k; k = k->next) {
-		if (k != keep && k->nready &&
-		    (!oldest || k->wanted_at < oldest->wanted_at))
-			oldest = k;
-	}
-	if (!oldest)
-		return false;
-	p = take_ready(oldest);
-	proc_kill(p);
-	return true;
-}
-
-static bool any_dying(const struct eng_cells *c)
-{
-	for (const struct cell_proc *p = c->procs; p; p = p->next) {
-		if (p->dying)
-			return true;
-	}
-	return false;
-}
-
-static unsigned class_lacks(const struct eng_cells *c,
-			    const struct cell_class *k)
-{
-	unsigned have = k->nready + k->nspawning;
-
-	return k->wanted && have < c->cfg.shells ? c->cfg.shells - have : 0;
-}
-
-static void refill_soon(struct eng_cells *c, uint64_t ms)
-{
-	if (!c->stopping && !c->keeper_lost)
-		eng_timer_set(c->refill, ms);
-}
-
-static void refill(void *ctx)
-{
-	struct eng_cells *c = ctx;
-	struct cell_class *k, *neediest = NULL;
-	struct cell_proc *p;
-	struct err e = ERR_INIT;
-
-	if (c->stopping || c->keeper_lost)
-		return;
-	for (k = c->classes; k; k = k->next) {
-		if (class_lacks(c, k) &&
-		    (!neediest || class_lacks(c, k) > class_lacks(c, neediest)))
-			neediest = k;
-	}
-	if (!neediest || c->nprocs >= c->cfg.max_cells)
-		return;
-	if (proc_spawn(c, neediest, &p, &e)) {
-		log_warn("preparing a shell: %s", e.msg);
-		refill_soon(c, RETRY_MS);
-		return;
-	}
-	refill_soon(c, REFILL_MS);
-}
-
-static void bind_proc(struct eng_cell *cell, struct cell_proc *p)
-{
-	struct err e = ERR_INIT;
-
-	cell->proc = p;
-	cell_hold(cell);
-	p->cell = cell;
-	p->state = PROC_BOUND;
-	cell->state = CELL_STARTING;
-	if (cell_send_start(cell, &e))
-		cell_end(cell, ENG_END_START, "%s", e.msg);
-	refill_soon(cell->c, REFILL_MS);
-}
-
-void class_proc_ready(struct cell_proc *p)
-{
-	struct cell_class *k = p->class;
-	struct eng_cell *w = k->waiting;
-
-	p->c->spawn_failures = 0;
-	if (w) {
-		stop_waiting(w);
-		bind_proc(w, p);
-		return;
-	}
-	p->next_ready = k->ready;
-	k->ready = p;
-	k->nready++;
-}
-
-static bool spawn_for_waiting(struct eng_cells *c, struct cell_class *k,
-			      struct err *e);
-
-void class_proc_gone(struct cell_proc *p, const char *why)
-{
-	struct eng_cells *c = p->c;
-	struct cell_class *k = p->class;
-	struct err e = ERR_INIT;
-
-	if (p->state == PROC_SPAWNING) {
-		struct eng_cell *w = k->waiting;
-
-		k->nspawning--;
-		c->spawn_failures++;
-		if (w && !c->stopping)
-			cell_end(w, ENG_END_START, "a cell could not start: %s",
-				 why);
-		else if (!c->stopping)
-			log_warn("a shell could not start: %s", why);
-	} else if (p->state == PROC_READY) {
-		for (struct cell_proc **at = &k->ready; *at;
-		     at = &(*at)->next_ready) {
-			if (*at == p) {
-				*at = p->next_ready;
-				k->nready--;
-				if (!p->dying || p->failed[0])
-					log_warn("a shell died: %s", why);
-				break;
-			}
-		}
-	}
-	// A place became free: for who waits, of whatever class.
-	for (k = c->classes; k && !c->stopping; k = k->next) {
-		if (count_waiting(k) > k->nspawning &&
-		    !spawn_for_waiting(c, k, &e) && !any_dying(c))
-			cell_end(k->waiting, ENG_END_START, "%s", e.msg);
-	}
-	refill_soon(c, c->spawn_failures ? RETRY_MS : REFILL_MS);
-}
-
-// A process for a cell that waits: false when there is no place at the moment.
-static bool spawn_for_waiting(struct eng_cells *c, struct cell_class *k,
-			      struct err *e)
-{
-	struct cell_proc *p;
-
-	if (proc_spawn(c, k, &p, e) == 0)
-		return true;
-	(void)evict_shell(c, k); // its place comes back when it is reaped
-	return false;
-}
-
-// The cell knows its class: a shell, or a place in the queue.
-static void find_proc(struct eng_cell *cell)
-{
-	struct eng_cells *c = cell->c;
-	struct cell_class *k = class_of(c, cell->mem_mib, cell->vcpus);
-	struct cell_proc *p;
-	struct err e = ERR_INIT;
-
-	if (!k) {
-		cell_end(cell, ENG_END_START, "out of memory");
-		return;
-	}
-	if ((p = take_ready(k))) {
-		bind_proc(cell, p);
-		return;
-	}
-	cell->state = CELL_WAITING;
-	cell->waiting = true;
-	cell->next_waiting = NULL;
-	*k->waiting_tail = cell;
-	k->waiting_tail = &cell->next_waiting;
-	if (count_waiting(k) > k->nspawning && !spawn_for_waiting(c, k, &e) &&
-	    !any_dying(c))
-		cell_end(cell, ENG_END_START, "%s", e.msg);
-}
-
-void eng_cells_want(struct eng_cells *c, uint32_t mem_mib, unsigned vcpus)
-{
-	struct cell_class *k = class_of(c, mem_mib, vcpus);
-
-	if (!k)
-		return;
-	k->wanted = true;
-	k->wanted_at = util_now_ns();
-	refill_soon(c, 0);
-}
-
-unsigned eng_cells_ready(const struct eng_cells *c)
-{
-	unsigned n = 0;
-
-	for (const struct cell_class *k = c->classes; k; k = k->next)
-		n += k->nready;
-	return n;
-}
-
-// --- requests ------------------------------------------------------------------------
+// --- requests
+// ------------------------------------------------------------------------
 
 static struct eng_cell *cell_new(struct eng_cells *c,
 				 const struct eng_cell_events *ev, void *ctx,
@@ -385,10 +124,10 @@ static struct eng_cell *cell_new(struct eng_cells *c,
 	struct eng_cell *cell;
 
 	if (c->stopping || c->keeper_lost) {
-		err_set(e, -ESHUTDOWN, c->stopping
-					   ? "thawd is shutting down"
-					   : "the descriptor keeper is gone; "
-					     "restart thawd");
+		err_set(e, -ESHUTDOWN,
+			c->stopping ? "thawd is shutting down"
+				    : "the descriptor keeper is gone; "
+				      "restart thawd");
 		return NULL;
 	}
 	cell = calloc(1, sizeof(*cell));
@@ -451,8 +190,8 @@ static void snaps_open(struct eng_cell *cell)
 		return; // the other one's callback follows
 	if (sn && !snap_usable(cell, sn, !cell->is_boot))
 		return;
-	if (cell->own && (!snap_usable(cell, cell->own, true) ||
-			  !check_own(cell)))
+	if (cell->own &&
+	    (!snap_usable(cell, cell->own, true) || !check_own(cell)))
 		return;
 	cell->has_disk = sn && sn->disk_bytes;
 	if (cell->is_boot && sn && !sn->disk_bytes) {
@@ -465,7 +204,7 @@ static void snaps_open(struct eng_cell *cell)
 		cell->mem_mib = st->mem_mib;
 		cell->vcpus = st->vcpus;
 	}
-	find_proc(cell);
+	cell_find_proc(cell);
 }
 
 static void snap_came(void *ctx)
@@ -480,16 +219,15 @@ static void snap_came(void *ctx)
 static struct eng_snap *get_snap(struct eng_cell *cell, const struct pgc_id *id,
 				 struct err *e)
 {
-	struct eng_snap *sn =
-	    eng_snap_get(cell->c, id, snap_came, cell, e);
+	struct eng_snap *sn = eng_snap_get(cell->c, id, snap_came, cell, e);
 
 	if (sn && sn->state == SNAP_LOADING)
 		cell_hold(cell);
 	return sn;
 }
 
-// From a filled-in handle to its life. A failure that comes later than this call
-// arrives as gone().
+// From a filled-in handle to its life. A failure that comes later than this
+// call arrives as gone().
 static int launch(struct eng_cell *cell, bool has_base, struct eng_cell **out,
 		  struct err *e)
 {
@@ -587,7 +325,8 @@ int eng_cell_boot(struct eng_cells *c, const struct eng_boot_req *req,
 	return launch(cell, req->has_disk, out, e);
 }
 
-// --- messages --------------------------------------------------------------------------
+// --- messages
+// --------------------------------------------------------------------------
 
 static void on_started(struct eng_cell *cell, uint64_t mapped, uint64_t loaded,
 		       uint64_t first_exit)
@@ -679,7 +418,8 @@ bool cell_message(struct eng_cell *cell, int type, struct wire_reader *r,
 	return false;
 }
 
-// --- the rest of the API ----------------------------------------------------------------
+// --- the rest of the API
+// ----------------------------------------------------------------
 
 static bool is_running(const struct eng_cell *cell)
 {
@@ -774,7 +514,8 @@ size_t eng_cell_recorded(const struct eng_cell *cell, const uint32_t **pgnos)
 	return cell->nrecorded;
 }
 
-// --- all of them -------------------------------------------------------------------------
+// --- all of them
+// -------------------------------------------------------------------------
 
 static void store_ready(void *ctx, unsigned what)
 {
@@ -782,8 +523,8 @@ static void store_ready(void *ctx, unsigned what)
 	faults_drain(ctx);
 }
 
-// Without the keeper, thawd's own death could close a userfaultfd under a running
-// guest: so nothing runs without it.
+// Without the keeper, thawd's own death could close a userfaultfd under a
+// running guest: so nothing runs without it.
 static void keeper_ready(void *ctx, unsigned what)
 {
 	struct eng_cells *c = ctx;
@@ -796,8 +537,7 @@ static void keeper_ready(void *ctx, unsigned what)
 	c->keeper_lost = true;
 	for (struct eng_cell *cell = c->cells; cell; cell = next) {
 		next = cell->next;
-		cell_end(cell, ENG_END_FATAL,
-			 "thawd's descriptor keeper died");
+		cell_end(cell, ENG_END_FATAL, "thawd's descriptor keeper died");
 	}
 	for (struct cell_proc *p = c->procs; p; p = p->next)
 		proc_kill(p);
@@ -817,7 +557,7 @@ static int cells_setup(struct eng_cells *c, struct err *e)
 			     store_ready, c, "page store");
 	c->keeper_watch = eng_watch_create(c->loop, c->cfg.keeper_fd, ENG_READ,
 					   keeper_ready, c, "keeper");
-	c->refill = eng_timer_create(c->loop, refill, c, "shells");
+	c->refill = eng_timer_create(c->loop, shells_refill, c, "shells");
 	if (!c->slots || !c->store_watch || !c->keeper_watch || !c->refill)
 		return err_set(e, -ENOMEM, "no memory for the cells");
 	return 0;
@@ -852,8 +592,9 @@ int eng_cells_create(struct eng_cells **out, struct eng_loop *l,
 	if (cfg->struct_size != sizeof(*cfg) || cfg->max_cells == 0 ||
 	    cfg->max_cells > 65536 || cfg->uid_base == 0 ||
 	    cfg->uid_base > UINT32_MAX - cfg->max_cells - 1)
-		return err_set(e, -EINVAL, "the cells' configuration makes no "
-					   "sense");
+		return err_set(e, -EINVAL,
+			       "the cells' configuration makes no "
+			       "sense");
 	c = calloc(1, sizeof(*c));
 	if (!c)
 		return err_set(e, -ENOMEM, "no memory for the cells");
@@ -871,8 +612,8 @@ int eng_cells_create(struct eng_cells **out, struct eng_loop *l,
 	return 0;
 }
 
-// Turns the loop until the last process is reaped and the last job is done: they
-// end the way they always do, but nobody is told.
+// Turns the loop until the last process is reaped and the last job is done:
+// they end the way they always do, but nobody is told.
 void eng_cells_destroy(struct eng_cells *c)
 {
 	struct eng_cell *next;
@@ -888,6 +629,6 @@ void eng_cells_destroy(struct eng_cells *c)
 	for (struct cell_proc *p = c->procs; p; p = p->next)
 		proc_kill(p);
 	while (c->procs || c->cells || c->jobs_running)
-		event_base_loop(eng_loop_base(c->loop), EVLOOP_ONCE);
+		eng_loop_once(c->loop);
 	cells_free(c);
 }

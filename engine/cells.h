@@ -1,6 +1,6 @@
-// (interface) Cells: the sandboxed processes that hold the microVMs, as the rest
-// of the engine sees them. Everything is called on the loop; every callback
-// comes on the loop and never from within the call that caused it.
+// (interface) Cells: the sandboxed processes that hold the microVMs, as the
+// rest of the engine sees them. Everything is called on the loop; every
+// callback comes on the loop and never from within the call that caused it.
 #ifndef THAW_ENG_CELLS_H
 #define THAW_ENG_CELLS_H
 
@@ -14,7 +14,7 @@ struct eng_cells_config {
 	size_t struct_size;
 	const char *cell_path; // thaw-cell
 	int kvm_fd, uffd_fd;   // /dev/kvm, /dev/userfaultfd
-	int keeper_fd;         // socket to the descriptor keeper
+	int keeper_fd;	       // socket to the descriptor keeper
 	uint32_t uid_base;     // cells get uid_base + slot
 	unsigned shells;       // prepared shells kept per class in use
 	unsigned max_cells;
@@ -28,21 +28,22 @@ void eng_cells_destroy(struct eng_cells *c); // kills what is left, waits
 // Keeps shells of this size ready from now on (the default class at start, the
 // class of every image in use). Free ones of other classes make room.
 void eng_cells_want(struct eng_cells *c, uint32_t mem_mib, unsigned vcpus);
-unsigned eng_cells_ready(const struct eng_cells *c); // shells ready, all classes
+unsigned
+eng_cells_ready(const struct eng_cells *c); // shells ready, all classes
 
 // Why a cell ended.
 enum eng_end {
-	ENG_END_KILLED,   // eng_cell_kill()
+	ENG_END_KILLED,	  // eng_cell_kill()
 	ENG_END_POWEROFF, // the guest powered off
-	ENG_END_RESET,    // the guest asked for a reset, or triple-faulted
+	ENG_END_RESET,	  // the guest asked for a reset, or triple-faulted
 	ENG_END_CRASHED,  // the cell's process died by itself
-	ENG_END_MEMORY,   // a page could not be had: corrupt store or I/O error
-	ENG_END_FATAL,    // KVM or a device gave up
-	ENG_END_START,    // it never started (no shell, bad state, no memory)
+	ENG_END_MEMORY,	  // a page could not be had: corrupt store or I/O error
+	ENG_END_FATAL,	  // KVM or a device gave up
+	ENG_END_START,	  // it never started (no shell, bad state, no memory)
 };
 
-struct eng_cell_times { // CLOCK_MONOTONIC ns; 0: not reached
-	uint64_t t0;         // request, as given
+struct eng_cell_times {	     // CLOCK_MONOTONIC ns; 0: not reached
+	uint64_t t0;	     // request, as given
 	uint64_t handed;     // sent to the shell's vCPU-0 thread
 	uint64_t mapped;     // memory mapped and registered
 	uint64_t loaded;     // state applied
@@ -75,7 +76,7 @@ int eng_cell_boot(struct eng_cells *c, const struct eng_boot_req *req,
 struct eng_thaw_req {
 	struct pgc_id base; // the image's snapshot: templates are its streams
 	bool has_own;
-	struct pgc_id own;  // a suspended microVM's snapshot, parent `base`
+	struct pgc_id own;   // a suspended microVM's snapshot, parent `base`
 	const void *mailbox; // for guests without an agent; or NULL
 	size_t mailbox_len;
 	bool record; // note the order in which template clusters are needed
@@ -95,21 +96,21 @@ int eng_cell_mailbox(struct eng_cell *cell, const void *bytes, size_t n,
 		     struct err *e);
 
 struct eng_capture_stats {
-	uint64_t parked_ns;  // guest stood still
+	uint64_t parked_ns; // guest stood still
 	uint64_t total_ns;
 	uint64_t dirty_mem_pages, dirty_disk_pages;
 };
 struct eng_capture_req {
-	struct pgc_id id;  // of the snapshot to publish
-	bool image;        // a complete snapshot without parent (after a boot, or
-			   // a fork of everything); else parent is the base
-	bool keep_running; // unpause when the copy is made; else the cell is
-			   // ended (gone: ENG_END_KILLED) once it is published
+	struct pgc_id id; // of the snapshot to publish
+	bool image; // a complete snapshot without parent (after a boot, or
+		    // a fork of everything); else parent is the base
+	bool keep_running;  // unpause when the copy is made; else the cell is
+			    // ended (gone: ENG_END_KILLED) once it is published
 	const char *config; // stored as blob "config"; may be NULL
 };
 // Parks, saves the state, copies what was written, then hashes, compresses and
-// publishes on workers. rc 0: published and durable. Else `why` says what failed,
-// nothing was published and the guest runs on unharmed.
+// publishes on workers. rc 0: published and durable. Else `why` says what
+// failed, nothing was published and the guest runs on unharmed.
 int eng_cell_capture(struct eng_cell *cell, const struct eng_capture_req *req,
 		     void (*done)(void *ctx, int rc, const char *why,
 				  const struct eng_capture_stats *st),

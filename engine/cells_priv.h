@@ -3,14 +3,15 @@
 // faults.c, snaps.c, capture.c.
 //
 // Two objects make a cell. A *proc* is a thaw-cell process: spawned, ready (a
-// shell), bound to a cell, dead, reaped. A *cell* is the handle that the rest of
-// the engine holds: it may wait for its snapshot or for a proc, and it outlives
-// its proc until nothing refers to it. A proc is bound once and never unbound.
+// shell), bound to a cell, dead, reaped. A *cell* is the handle that the rest
+// of the engine holds: it may wait for its snapshot or for a proc, and it
+// outlives its proc until nothing refers to it. A proc is bound once and never
+// unbound.
 //
 // Lifetimes are counted. `proc->jobs`: worker jobs that use the process, its
 // userfaultfd or pid; it is reaped, and its descriptors closed, only at 0, so a
-// pid is never another's and a userfaultfd never closes under a fault. `cell->holds`:
-// its proc, its loads, its captures; gone() is called at 0.
+// pid is never another's and a userfaultfd never closes under a fault.
+// `cell->holds`: its proc, its loads, its captures; gone() is called at 0.
 #ifndef THAW_ENG_CELLS_PRIV_H
 #define THAW_ENG_CELLS_PRIV_H
 
@@ -49,7 +50,7 @@ struct cell_class {
 	bool wanted;
 	uint64_t wanted_at;
 	unsigned nready, nspawning;
-	struct cell_proc *ready; // linked by next_ready
+	struct cell_proc *ready;		  // linked by next_ready
 	struct eng_cell *waiting, **waiting_tail; // linked by next_waiting
 };
 
@@ -60,7 +61,8 @@ struct cell_proc {
 	struct cell_proc *next_ready;
 	struct eng_cells *c;
 	struct cell_class *class;
-	struct eng_cell *cell; // when bound
+	struct eng_cell *cell;	  // when bound
+	struct proc_child *child; // while spawning
 	enum proc_state state;
 	bool dying, exited;
 	uint64_t id;
@@ -110,7 +112,7 @@ struct eng_cell {
 	char *cmdline;
 
 	struct eng_snap *base, *own; // base of a boot: the disk's snapshot
-	int overlay;                 // memfd, or -1 without a disk
+	int overlay;		     // memfd, or -1 without a disk
 	struct eng_cell_times times;
 	uint64_t faults, fault_pages;
 	uint32_t *recorded; // page numbers
@@ -119,16 +121,15 @@ struct eng_cell {
 	struct capture *capture;
 };
 
-// --- cells.c -------------------------------------------------------------------
+// --- cells.c
+// -------------------------------------------------------------------
 
 // The first reason counts. Kills the proc; gone() follows.
 void cell_end(struct eng_cell *cell, enum eng_end why, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 void cell_hold(struct eng_cell *cell);
 void cell_release(struct eng_cell *cell);
-// A proc became ready, or is gone: serves who waits for one.
-void class_proc_ready(struct cell_proc *p);
-void class_proc_gone(struct cell_proc *p, const char *why);
+
 // A message on ctl from a bound proc. False: it makes no sense.
 bool cell_message(struct eng_cell *cell, int type, struct wire_reader *r,
 		  int *fds, unsigned nfds);
@@ -142,7 +143,18 @@ struct cell_job {
 };
 void cell_job_run(struct eng_cell *cell, struct cell_job *j);
 
-// --- cell_proc.c ---------------------------------------------------------------
+// --- cell_pool.c
+// -----------------------------------------------------------------
+
+// The cell knows its size: takes a shell, or starts a process and waits for it.
+void cell_find_proc(struct eng_cell *cell);
+void cell_stop_waiting(struct eng_cell *cell);
+void shells_refill(void *cells); // the refill timer
+// A proc became ready, or is gone: serves who waits for one.
+void class_proc_ready(struct cell_proc *p);
+void class_proc_gone(struct cell_proc *p, const char *why);
+// --- cell_proc.c
+// ---------------------------------------------------------------
 
 int proc_spawn(struct eng_cells *c, struct cell_class *class,
 	       struct cell_proc **out, struct err *e);
@@ -154,20 +166,23 @@ void proc_job_done(struct cell_proc *p);
 bool proc_credit(struct cell_proc *p);
 uint64_t proc_private_bytes(const struct cell_proc *p);
 
-// --- cell_start.c ----------------------------------------------------------------
+// --- cell_start.c
+// ----------------------------------------------------------------
 
 int cell_make_overlay(struct eng_cell *cell, struct err *e);
 // Hands the cell's start to its proc.
 int cell_send_start(struct eng_cell *cell, struct err *e);
 void cell_mapped(struct eng_cell *cell); // CP_MAPPED came
 
-// --- cell_disk.c -----------------------------------------------------------------
+// --- cell_disk.c
+// -----------------------------------------------------------------
 
 struct disk_req;
 void disk_read_requests(struct cell_proc *p);
 void disk_fill_done(struct disk_req *dr, uint32_t cluster, int rc);
 
-// --- faults.c --------------------------------------------------------------------
+// --- faults.c
+// --------------------------------------------------------------------
 
 void faults_read(struct cell_proc *p); // the proc's userfaultfd is readable
 // A waiter for a cluster of a template: either `p` (a memory fault) or `dr`.
@@ -176,7 +191,8 @@ int faults_wait(struct eng_snap *sn, enum pgc_stream st, uint32_t cluster,
 void faults_forget_proc(struct eng_snap *sn, const struct cell_proc *p);
 void faults_drain(struct eng_cells *c); // the store has completions
 
-// --- capture.c -------------------------------------------------------------------
+// --- capture.c
+// -------------------------------------------------------------------
 
 void capture_paused(struct eng_cell *cell, int rc, const char *why,
 		    uint32_t state_len, int fd); // consumes fd

@@ -1,11 +1,12 @@
 // Page faults of clones, served on the loop.
 //
 // An event names an address; its page lies in a 64 KiB cluster of the template.
-// If the cluster is filled, its pages are given to the cell at once: filled pages
-// by UFFDIO_CONTINUE, zero pages by UFFDIO_ZEROPAGE, then one UFFDIO_WAKE. Else
-// the store is asked for it, and the proc waits in the cluster's list, which all
-// clones share. A cluster that cannot be had ends every cell that waits for it,
-// before anything is woken: no guest reads a zero for data.
+// If the cluster is filled, its pages are given to the cell at once: filled
+// pages by UFFDIO_CONTINUE, zero pages by UFFDIO_ZEROPAGE, then one
+// UFFDIO_WAKE. Else the store is asked for it, and the proc waits in the
+// cluster's list, which all clones share. A cluster that cannot be had ends
+// every cell that waits for it, before anything is woken: no guest reads a zero
+// for data.
 //
 // Races that are normal: a page is there already (EEXIST: another vCPU's fault,
 // or a write that copied it); the address space is going away (ESRCH: the cell
@@ -23,8 +24,8 @@ enum { EVENTS_PER_TURN = 32, CL = PGC_CLUSTER_PAGES, AGAIN_MAX = 100 };
 struct snap_waiter {
 	struct snap_waiter *next;
 	uint32_t cluster;
-	struct cell_proc *proc;  // a memory fault, or
-	struct disk_req *disk;   // a disk request
+	struct cell_proc *proc; // a memory fault, or
+	struct disk_req *disk;	// a disk request
 };
 
 static struct snap_waiter **bucket(struct eng_snap *sn, enum pgc_stream st,
@@ -68,7 +69,8 @@ void faults_forget_proc(struct eng_snap *sn, const struct cell_proc *p)
 	}
 }
 
-// --- giving pages ----------------------------------------------------------------
+// --- giving pages
+// ----------------------------------------------------------------
 
 static int install(int uffd, uint64_t at, uint64_t len, bool zero,
 		   uint64_t *done)
@@ -134,8 +136,7 @@ static void give_cluster(struct cell_proc *p, struct pgc_template *t,
 		uint64_t from = k;
 		int rc;
 
-		while (k < end &&
-		       (pgc_template_have(t, k) == PGC_ZERO) == zero)
+		while (k < end && (pgc_template_have(t, k) == PGC_ZERO) == zero)
 			k++;
 		rc = install_run(p, p->mem_base + from * PGC_PAGE,
 				 (k - from) * PGC_PAGE, zero);
@@ -153,7 +154,8 @@ static void give_cluster(struct cell_proc *p, struct pgc_template *t,
 	(void)ioctl(p->uffd, UFFDIO_WAKE, &wake); // ESRCH: it is dying
 }
 
-// --- events ----------------------------------------------------------------------
+// --- events
+// ----------------------------------------------------------------------
 
 static void record(struct eng_cell *cell, uint32_t cluster)
 {
@@ -223,11 +225,11 @@ void faults_read(struct cell_proc *p)
 		serve(p, &msgs[i]);
 }
 
-// --- completions -----------------------------------------------------------------
+// --- completions
+// -----------------------------------------------------------------
 
-static struct eng_snap *snap_of(struct eng_cells *c,
-				const struct pgc_template *t,
-				enum pgc_stream *st)
+static struct eng_snap *
+snap_of(struct eng_cells *c, const struct pgc_template *t, enum pgc_stream *st)
 {
 	for (struct eng_snap *sn = c->snaps; sn; sn = sn->next) {
 		for (int i = 0; i < PGC_NUM_STREAMS; i++) {
@@ -240,8 +242,8 @@ static struct eng_snap *snap_of(struct eng_cells *c,
 	return NULL;
 }
 
-static struct snap_waiter *take_waiters(struct eng_snap *sn,
-					enum pgc_stream st, uint32_t cluster)
+static struct snap_waiter *take_waiters(struct eng_snap *sn, enum pgc_stream st,
+					uint32_t cluster)
 {
 	struct snap_waiter **at = bucket(sn, st, cluster), *w, *out = NULL;
 

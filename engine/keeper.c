@@ -1,7 +1,7 @@
 // Why a process of its own: closing the last descriptor of a userfaultfd wakes
-// every fault that waits on it, and those then read zeroes. When thawd is killed,
-// the kernel closes its descriptors at once, in no order. The keeper's duplicates
-// make sure that a cell is dead before the last one goes.
+// every fault that waits on it, and those then read zeroes. When thawd is
+// killed, the kernel closes its descriptors at once, in no order. The keeper's
+// duplicates make sure that a cell is dead before the last one goes.
 //
 // It is thawd's parent and a subreaper: orphaned cells become its children. It
 // allocates nothing but its table, and knows nothing of what it holds but the
@@ -20,7 +20,8 @@
 #include "cellproto.h"
 #include "keeper.h"
 
-// One record: op u32, what u32, id u64, little-endian, and for HOLD one descriptor.
+// One record: op u32, what u32, id u64, little-endian, and for HOLD one
+// descriptor.
 enum { KEEPER_OP_HOLD = 1, KEEPER_OP_DROP = 2, KEEPER_MSG = 16 };
 
 struct held {

@@ -1,6 +1,6 @@
 // The descriptor keeper: thawd's first process. It holds a duplicate of every
-// descriptor whose close would put zeroes into a guest, outlives thawd, and when
-// thawd is gone ends every cell before it lets them go.
+// descriptor whose close would put zeroes into a guest, outlives thawd, and
+// when thawd is gone ends every cell before it lets them go.
 #ifndef THAW_ENG_KEEPER_H
 #define THAW_ENG_KEEPER_H
 
@@ -20,8 +20,9 @@ enum eng_keep {
 // status.
 int eng_keeper_start(int *sock, struct err *e);
 
-// The keeper's main: serves `sock` until its end, then kills the cells, waits for
-// them, closes everything. `thawd` is the process to forward signals to, or 0.
+// The keeper's main: serves `sock` until its end, then kills the cells, waits
+// for them, closes everything. `thawd` is the process to forward signals to, or
+// 0.
 void eng_keeper_run(int sock, pid_t thawd);
 
 // thawd's side. The descriptor counts as held when this returns 0: it is in the

@@ -117,6 +117,11 @@ void eng_loop_stop(struct eng_loop *l)
 	event_base_loopbreak(l->base);
 }
 
+void eng_loop_once(struct eng_loop *l)
+{
+	event_base_loop(l->base, EVLOOP_ONCE);
+}
+
 void eng_turn_begin(struct eng_loop *l, const char *name)
 {
 	if (l->depth++)

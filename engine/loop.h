@@ -15,6 +15,9 @@ void eng_loop_destroy(struct eng_loop *l); // NULL is fine
 struct event_base *eng_loop_base(struct eng_loop *l); // for evhttp, bufferevents
 void eng_loop_run(struct eng_loop *l);                // until eng_loop_stop()
 void eng_loop_stop(struct eng_loop *l);
+// Waits for one event at least and serves what is due: for an orderly end, when
+// eng_loop_run() has returned and something still has to come.
+void eng_loop_once(struct eng_loop *l);
 
 enum { ENG_READ = 1, ENG_WRITE = 2 };
 

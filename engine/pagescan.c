@@ -3,9 +3,9 @@
 // mapped by UFFDIO_ZEROPAGE or by reading untouched anonymous memory, and means
 // "nothing written here".
 //
-// PAGEMAP_SCAN tells all of it. /proc/PID/pagemap lacks a bit for the zero page,
-// but shows page frames to root: the zero page's frame is learned from a page of
-// ours that was read and never written.
+// PAGEMAP_SCAN tells all of it. /proc/PID/pagemap lacks a bit for the zero
+// page, but shows page frames to root: the zero page's frame is learned from a
+// page of ours that was read and never written.
 #include <errno.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -88,8 +88,9 @@ static int scan_ioctl(int pagemap, uint64_t base, uint64_t bytes,
 				return rc;
 		}
 		if (a.walk_end <= a.start)
-			return err_set(e, -EIO, "the scan of a cell's page map "
-						"stands still");
+			return err_set(e, -EIO,
+				       "the scan of a cell's page map "
+				       "stands still");
 		a.start = a.walk_end;
 	}
 	return 0;
@@ -98,9 +99,8 @@ static int scan_ioctl(int pagemap, uint64_t base, uint64_t bytes,
 static int zero_frame(uint64_t *pfn, struct err *e)
 {
 	cleanup_fd int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-	volatile char *p =
-	    mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
-		 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	volatile char *p = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
+				MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	uint64_t entry = 0;
 	int rc;
 
@@ -114,8 +114,9 @@ static int zero_frame(uint64_t *pfn, struct err *e)
 		return err_set(e, rc, "cannot read this process's page map");
 	*pfn = entry & PM_PFN;
 	if (!(entry & PM_PRESENT) || *pfn == 0)
-		return err_set(e, -EPERM, "page frames are hidden: thawd needs "
-					  "CAP_SYS_ADMIN");
+		return err_set(e, -EPERM,
+			       "page frames are hidden: thawd needs "
+			       "CAP_SYS_ADMIN");
 	return 0;
 }
 
@@ -142,9 +143,8 @@ static int scan_read(int pagemap, uint64_t base, uint64_t bytes,
 	for (uint64_t at = 0; at < pages; at += BATCH) {
 		uint64_t n = MIN(pages - at, (uint64_t)BATCH);
 
-		rc = util_pread_all(
-		    pagemap, buf, n * sizeof(*buf),
-		    (off_t)((base / PAGE + at) * sizeof(*buf)));
+		rc = util_pread_all(pagemap, buf, n * sizeof(*buf),
+				    (off_t)((base / PAGE + at) * sizeof(*buf)));
 		if (rc)
 			return err_set(e, rc,
 				       "cannot read a cell's page map: %s",

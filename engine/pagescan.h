@@ -14,9 +14,9 @@ struct pagescan {
 };
 
 enum pagescan_how {
-	PAGESCAN_BEST,  // the ioctl where the kernel has it
+	PAGESCAN_BEST,	// the ioctl where the kernel has it
 	PAGESCAN_IOCTL, // PAGEMAP_SCAN (Linux 6.7)
-	PAGESCAN_READ,  // /proc/PID/pagemap, read as root
+	PAGESCAN_READ,	// /proc/PID/pagemap, read as root
 };
 
 // Lists the written pages of [base, base+bytes): present or swapped, not of a

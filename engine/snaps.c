@@ -1,7 +1,7 @@
 // Opening reads and validates the whole map and state, so it is a worker's; the
 // result is immutable but for the templates. A template, once filled, is what
-// makes the next thaw fast: snapshots with one stay after their last clone, until
-// eng_template_drop().
+// makes the next thaw fast: snapshots with one stay after their last clone,
+// until eng_template_drop().
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -27,7 +27,8 @@ struct eng_snap *eng_snap_find(const struct eng_cells *c,
 	return sn;
 }
 
-// --- loading (on a worker) ------------------------------------------------------
+// --- loading (on a worker)
+// ------------------------------------------------------
 
 static int by_length(const void *a, const void *b)
 {
@@ -168,7 +169,8 @@ static void load_done(void *ctx)
 	eng_snap_put(sn); // the job's
 }
 
-// --- references ------------------------------------------------------------------
+// --- references
+// ------------------------------------------------------------------
 
 static void snap_free(struct eng_snap *sn)
 {
@@ -281,7 +283,8 @@ void eng_template_drop(struct eng_cells *c, const struct pgc_id *id)
 		snap_free(sn);
 }
 
-// --- templates -------------------------------------------------------------------
+// --- templates
+// -------------------------------------------------------------------
 
 int eng_snap_template(struct eng_snap *sn, enum pgc_stream st, bool prefetch,
 		      struct pgc_template **out, struct err *e)
@@ -305,8 +308,9 @@ int eng_snap_template(struct eng_snap *sn, enum pgc_stream st, bool prefetch,
 				     sn->tmpl_id[st], uffd);
 	if (rc) {
 		pgc_template_close(t);
-		return err_set(e, rc, "the descriptor keeper does not take a "
-				      "template: %s",
+		return err_set(e, rc,
+			       "the descriptor keeper does not take a "
+			       "template: %s",
 			       strerror(-rc));
 	}
 	sn->tmpl[st] = *out = t;

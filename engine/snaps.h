@@ -18,7 +18,7 @@ struct eng_snap {
 	struct pgc_id id;
 	enum snap_state state;
 	unsigned refs;
-	bool drop; // forget with the last reference
+	bool drop;	// forget with the last reference
 	struct err err; // when FAILED
 	struct pgc_snap *sn;
 	int state_fd; // sealed memfd, or -1: no state (a disk)
@@ -26,7 +26,7 @@ struct eng_snap {
 	unsigned vcpus;
 	uint64_t disk_bytes;
 	struct pgc_template *tmpl[PGC_NUM_STREAMS]; // NULL until needed
-	uint64_t tmpl_id[PGC_NUM_STREAMS];          // the keeper's
+	uint64_t tmpl_id[PGC_NUM_STREAMS];	    // the keeper's
 	uint32_t nzero;
 	struct cp_zero_extent zero[CP_MAX_ZERO_EXTENTS]; // by page number
 	struct snap_waiter *wait[PGC_NUM_STREAMS][SNAP_WAIT_BUCKETS];
@@ -39,8 +39,8 @@ struct eng_snap *eng_snap_get(struct eng_cells *c, const struct pgc_id *id,
 			      void (*cb)(void *ctx), void *ctx, struct err *e);
 void eng_snap_put(struct eng_snap *sn); // NULL is fine
 
-// The template of a stream, opened (and known to the keeper) when first asked for;
-// then its working set is prefetched if `prefetch`. READY snapshots only.
+// The template of a stream, opened (and known to the keeper) when first asked
+// for; then its working set is prefetched if `prefetch`. READY snapshots only.
 int eng_snap_template(struct eng_snap *sn, enum pgc_stream st, bool prefetch,
 		      struct pgc_template **out, struct err *e);
 

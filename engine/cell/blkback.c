@@ -4,19 +4,20 @@
 //              it now could give zeroes for data.
 //   LOADING    asked for; thawd answers with where to read it from
 //   TEMPLATE   the template's block is filled
-//   OVERLAY    the overlay has it: written here, or loaded from this microVM's own
+//   OVERLAY    the overlay has it: written here, or loaded from this microVM's
+//   own
 //              snapshot
 //   ZERO       zeroes (a block that became zero before the last suspend)
 //   BAD        could not be had; lasts for one answer, then UNKNOWN again
 //
 // A write makes a block OVERLAY. It waits while the block is LOADING, because
-// thawd may be writing an older content of it into the overlay; a write of a part
-// of a block that is UNKNOWN asks for it first. Every other write goes ahead:
-// thawd writes only blocks that were asked for.
+// thawd may be writing an older content of it into the overlay; a write of a
+// part of a block that is UNKNOWN asks for it first. Every other write goes
+// ahead: thawd writes only blocks that were asked for.
 //
-// A request waits in `pending` until none of the blocks that it needs is UNKNOWN
-// or LOADING. Flushes complete at once: the overlay is memory, and what makes a
-// disk durable is suspending the microVM (docs/CELLS.md).
+// A request waits in `pending` until none of the blocks that it needs is
+// UNKNOWN or LOADING. Flushes complete at once: the overlay is memory, and what
+// makes a disk durable is suspending the microVM (docs/CELLS.md).
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -213,7 +214,8 @@ static int do_write(struct blkback *b, const struct vmm_disk_req *req)
 	return 0;
 }
 
-// --- asking for blocks -----------------------------------------------------------
+// --- asking for blocks
+// -----------------------------------------------------------
 
 static void send_want(struct blkback *b)
 {
@@ -236,8 +238,8 @@ static void send_want(struct blkback *b)
 		_exit(0);
 }
 
-// Asks for the unknown blocks in [from, to). False when no more can be asked for
-// at the moment; the request is then looked at again after the next answer.
+// Asks for the unknown blocks in [from, to). False when no more can be asked
+// for at the moment; the request is then looked at again after the next answer.
 static bool ask(struct blkback *b, uint32_t from, uint32_t to)
 {
 	uint32_t k = from;
@@ -271,9 +273,8 @@ static bool ask_around(struct blkback *b, uint32_t from, uint32_t to)
 
 	if (from >= b->next_seq && from - b->next_seq < RA_BLOCKS)
 		ahead = RA_SEQ_BLOCKS;
-	hi = to > b->nblocks - MIN(ahead, b->nblocks)
-		 ? b->nblocks
-		 : ALIGN_UP(to, ahead);
+	hi = to > b->nblocks - MIN(ahead, b->nblocks) ? b->nblocks
+						      : ALIGN_UP(to, ahead);
 	b->next_seq = hi;
 	return ask(b, lo, MIN(hi, b->nblocks));
 }
@@ -347,7 +348,8 @@ static void blk_flush_req(void *ctx, struct vmm_disk_req *req)
 	vmm_disk_done(b->vm, req, 0);
 }
 
-// --- answers -----------------------------------------------------------------------
+// --- answers
+// -----------------------------------------------------------------------
 
 // Completing a request may submit the next one, which appends to the list: so
 // the list is taken away first, and what still waits is put back in its order.
@@ -378,8 +380,8 @@ static void retry_pending(struct blkback *b)
 static bool answer_ok(const struct blkback *b, uint32_t blk, uint32_t n,
 		      uint32_t kind)
 {
-	return blk < b->nblocks && n <= b->nblocks - blk && kind >= ST_TEMPLATE &&
-	       kind <= ST_BAD;
+	return blk < b->nblocks && n <= b->nblocks - blk &&
+	       kind >= ST_TEMPLATE && kind <= ST_BAD;
 }
 
 static void set_answer(struct blkback *b, const uint8_t *body, uint32_t n,

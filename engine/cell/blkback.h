@@ -7,8 +7,8 @@
 
 struct blkback;
 
-// Attaches a disk of `bytes` to `vm`. Consumes the descriptors on success; `sock`
-// is borrowed. Before vmm_state_load() or vmm_boot().
+// Attaches a disk of `bytes` to `vm`. Consumes the descriptors on success;
+// `sock` is borrowed. Before vmm_state_load() or vmm_boot().
 int blk_attach(struct blkback **out, struct vmm *vm, uint64_t bytes,
 	       int template_fd, int overlay_fd, int sock, struct err *e);
 

@@ -2,8 +2,8 @@
 //
 // Two threads matter. The *device thread* (main) talks on the ctl socket and
 // dispatches the devices. The *vCPU-0 thread* waits on the boot socket; a START
-// there is the only hand-off between a client's request and the guest: that same
-// thread maps, registers, loads and runs.
+// there is the only hand-off between a client's request and the guest: that
+// same thread maps, registers, loads and runs.
 #ifndef THAW_CELL_CELL_H
 #define THAW_CELL_CELL_H
 

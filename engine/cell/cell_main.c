@@ -1,10 +1,10 @@
-// thaw-cell MEM_MIB VCPUS UID: one microVM in a jail. Started by thawd only, with
-// the descriptors of cellproto.h; says nothing on the terminal.
+// thaw-cell MEM_MIB VCPUS UID: one microVM in a jail. Started by thawd only,
+// with the descriptors of cellproto.h; says nothing on the terminal.
 //
-// Life: jail, userfaultfd, shell (KVM VM and vCPUs), HELLO; then it waits. START
-// (cell_start.c) makes it a microVM; the device thread here reports, and obeys
-// PAUSE, UNPAUSE, CONNECT and MAILBOX. It ends by being killed, or when thawd is
-// gone.
+// Life: jail, userfaultfd, shell (KVM VM and vCPUs), HELLO; then it waits.
+// START (cell_start.c) makes it a microVM; the device thread here reports, and
+// obeys PAUSE, UNPAUSE, CONNECT and MAILBOX. It ends by being killed, or when
+// thawd is gone.
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -22,8 +22,8 @@
 
 enum {
 	STACK_BYTES = 128 * 1024,
-	MAX_STASHED = 32, // messages that wait for the end of a pause
-	MAX_FILE_SHIFT = 38, // 256 GiB: the longest disk
+	MAX_STASHED = 32,	// messages that wait for the end of a pause
+	MAX_FILE_SHIFT = 38,	// 256 GiB: the longest disk
 	READY_GAP_NS = 1000000, // a guest that rings in a loop is slowed down
 };
 
@@ -61,7 +61,8 @@ void cell_die(const struct err *e)
 	_exit(1);
 }
 
-// --- reports ------------------------------------------------------------------
+// --- reports
+// ------------------------------------------------------------------
 
 static void report_event(enum cp_event kind, const char *text)
 {
@@ -141,7 +142,8 @@ static void drain_events(struct device_thread *d)
 	}
 }
 
-// --- orders --------------------------------------------------------------------
+// --- orders
+// --------------------------------------------------------------------
 
 static int save_state(struct cell *c, int *fd, size_t *len, struct err *e)
 {
@@ -283,8 +285,8 @@ static void read_orders(struct device_thread *d)
 	int fds[CP_MAX_FDS], type;
 	unsigned nfds;
 	struct wire_reader r;
-	ssize_t n = cp_recv(CP_FD_CTL, MSG_DONTWAIT, buf, sizeof(buf), fds,
-			    &nfds);
+	ssize_t n =
+	    cp_recv(CP_FD_CTL, MSG_DONTWAIT, buf, sizeof(buf), fds, &nfds);
 	struct err e = ERR_INIT;
 
 	if (n == -EAGAIN)
@@ -294,8 +296,10 @@ static void read_orders(struct device_thread *d)
 	r = wire_reader_of(buf, (size_t)n);
 	type = cp_head(&r);
 	if (obey(d, type, &r, fds, nfds)) {
-		err_set(&e, -EBADMSG, "thawd sent a message of type %d that "
-				      "makes no sense here", type);
+		err_set(&e, -EBADMSG,
+			"thawd sent a message of type %d that "
+			"makes no sense here",
+			type);
 		cell_die(&e);
 	}
 }
@@ -319,10 +323,10 @@ static void device_loop(struct device_thread *d)
 		};
 		int64_t us = patience_us(d);
 		struct timespec ts = {us / 1000000, (us % 1000000) * 1000};
-		bool devices = d->starting && !d->paused &&
-			       atomic_load_explicit(&d->cell->phase,
-						    memory_order_acquire) ==
-				   CELL_RUNNING;
+		bool devices =
+		    d->starting && !d->paused &&
+		    atomic_load_explicit(&d->cell->phase,
+					 memory_order_acquire) == CELL_RUNNING;
 
 		if (ppoll(p, devices ? 2 : 1, us < 0 ? NULL : &ts, NULL) < 0 &&
 		    errno != EINTR)
@@ -340,7 +344,8 @@ static void device_loop(struct device_thread *d)
 	}
 }
 
-// --- birth --------------------------------------------------------------------
+// --- birth
+// --------------------------------------------------------------------
 
 static unsigned arg_num(const char *text, unsigned long max)
 {
@@ -400,7 +405,8 @@ static void make_shell(struct cell *c, unsigned mem_mib, unsigned vcpus)
 	struct err e = ERR_INIT;
 
 	// Faults of KVM are the kernel's: only this device grants those.
-	c->uffd = ioctl(CP_FD_UFFD, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+	c->uffd =
+	    ioctl(CP_FD_UFFD, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
 	if (c->uffd < 0) {
 		err_sys(&e, "cannot make a userfaultfd");
 		cell_die(&e);

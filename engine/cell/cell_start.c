@@ -55,8 +55,9 @@ static int map_template(struct cell *c, const struct start *st, int fd,
 		uint64_t len = (uint64_t)st->s.zero[i].npages * PAGE;
 
 		if (at >= bytes || len == 0 || len > bytes - at)
-			return err_set(e, -EBADMSG, "a zero extent outside of "
-						    "guest memory");
+			return err_set(e, -EBADMSG,
+				       "a zero extent outside of "
+				       "guest memory");
 		rc = map_fixed(base + at, len, -1, e);
 		if (rc)
 			return rc;
@@ -204,12 +205,12 @@ static int start_boot(struct cell *c, struct start *st, struct err *e)
 
 static int receive_start(struct cell *c, struct err *e)
 {
-	// Most starts are a few hundred bytes; the pages beyond are not touched.
+	// Most starts are a few hundred bytes; the pages beyond are not
+	// touched.
 	static uint8_t buf[CP_MSG_MAX];
 	static struct start st;
 	struct wire_reader r;
-	ssize_t n =
-	    cp_recv(CP_FD_BOOT, 0, buf, sizeof(buf), st.fds, &st.nfds);
+	ssize_t n = cp_recv(CP_FD_BOOT, 0, buf, sizeof(buf), st.fds, &st.nfds);
 	int rc;
 
 	if (n <= 0)

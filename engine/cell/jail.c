@@ -17,8 +17,8 @@
 
 #include "jail.h"
 
-// An empty tmpfs becomes the root. Any existing directory serves as the place to
-// mount it on; /proc is on every Linux.
+// An empty tmpfs becomes the root. Any existing directory serves as the place
+// to mount it on; /proc is on every Linux.
 static int empty_root(struct err *e)
 {
 	if (mount("", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
@@ -92,9 +92,23 @@ static int drop_rights(const struct jail_config *j, struct err *e)
 	return 0;
 }
 
+// thawd starts cells with every signal blocked, and may ignore some.
+static void reset_signals(void)
+{
+	struct sigaction dfl = {.sa_handler = SIG_DFL};
+	sigset_t none;
+
+	for (int sig = 1; sig < _NSIG; sig++)
+		(void)sigaction(sig, &dfl, NULL); // not those of libc, or KILL
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
 int jail_enter(const struct jail_config *j, struct err *e)
 {
 	int rc;
+
+	reset_signals();
 
 	if (j->uid == 0)
 		return err_set(e, -EINVAL, "jail: refuses user 0");

@@ -5,9 +5,9 @@
 #include "base.h"
 
 struct jail_config {
-	uid_t uid;        // user and group of this cell alone
-	int first_closed; // descriptors from here on are closed
-	unsigned threads; // at most so many, beside KVM's own
+	uid_t uid;	   // user and group of this cell alone
+	int first_closed;  // descriptors from here on are closed
+	unsigned threads;  // at most so many, beside KVM's own
 	uint64_t max_file; // bytes: RLIMIT_FSIZE
 };
 

@@ -248,9 +248,9 @@ static void misbehave(char *mail, const int *fds, int uffd)
 		fault_outside(uffd);
 	send_started();
 	if (!strcmp(mail, "segv")) {
-		volatile int *nowhere = NULL;
-
-		*nowhere = 1;
+		signal(SIGSEGV, SIG_DFL);
+		mprotect(mem, 4096, PROT_NONE);
+		*(volatile char *)mem = 1;
 	}
 	if (!strcmp(mail, "exit"))
 		_exit(3);
@@ -285,9 +285,8 @@ static void greet(int uffd, unsigned vcpus)
 int main(int argc, char **argv)
 {
 	static uint8_t buf[CP_MSG_MAX];
-	struct jail_config jail = {.first_closed = CP_FD_END,
-				   .threads = 2,
-				   .max_file = 1ull << 38};
+	struct jail_config jail = {
+	    .first_closed = CP_FD_END, .threads = 2, .max_file = 1ull << 38};
 	int fds[CP_MAX_FDS], uffd;
 	unsigned nfds;
 	struct wire_reader r;

@@ -79,9 +79,9 @@ void rig_open(struct rig *r, const struct rig_opts *o)
 		 o->cell ? o->cell : "thaw-cell");
 	cr_assert_eq(eng_loop_create(&r->loop, &e), 0, "%s", e.msg);
 	cr_assert_eq(eng_jobs_create(&r->jobs, r->loop, 2, &e), 0, "%s", e.msg);
-	cr_assert_eq(pgc_store_open(&r->store, o->store ? o->store : store,
-				    NULL, &e),
-		     0, "%s", e.msg);
+	cr_assert_eq(
+	    pgc_store_open(&r->store, o->store ? o->store : store, NULL, &e), 0,
+	    "%s", e.msg);
 	cfg.cell_path = cell;
 	cfg.kvm_fd = r->kvm;
 	cfg.uffd_fd = r->uffd;
@@ -90,9 +90,9 @@ void rig_open(struct rig *r, const struct rig_opts *o)
 	cfg.uid_base = 1000000 + (uint32_t)getpid() % 1000000 * 64;
 	cfg.shells = o->shells;
 	cfg.max_cells = o->max_cells ? o->max_cells : 32;
-	cr_assert_eq(eng_cells_create(&r->cells, r->loop, r->jobs, r->store,
-				      &cfg, &e),
-		     0, "%s", e.msg);
+	cr_assert_eq(
+	    eng_cells_create(&r->cells, r->loop, r->jobs, r->store, &cfg, &e),
+	    0, "%s", e.msg);
 	r->tick = eng_timer_create(r->loop, ticked, r, "tick");
 	eng_timer_set(r->tick, 20);
 }
@@ -118,7 +118,8 @@ void rig_close(struct rig *r)
 	cr_assert_eq(system(cmd), 0);
 }
 
-// --- turning the loop ------------------------------------------------------------
+// --- turning the loop
+// ------------------------------------------------------------
 
 bool rig_until(struct rig *r, bool (*cond)(void *arg), void *arg, unsigned ms)
 {
@@ -163,7 +164,8 @@ static bool is_captured(void *vm)
 	return ((struct rig_vm *)vm)->captured;
 }
 
-// --- events ------------------------------------------------------------------------
+// --- events
+// ------------------------------------------------------------------------
 
 static void on_started(void *ctx, const struct eng_cell_times *t)
 {
@@ -224,7 +226,8 @@ static void on_captured(void *ctx, int rc, const char *why,
 	snprintf(vm->capture_why, sizeof(vm->capture_why), "%s", why);
 }
 
-// --- verbs -------------------------------------------------------------------------
+// --- verbs
+// -------------------------------------------------------------------------
 
 void rig_boot(struct rig *r, struct rig_vm *vm, uint32_t mem_mib,
 	      unsigned vcpus, const char *commands)

@@ -1,5 +1,5 @@
-// A thawd without its API, for tests: loop, workers, store, keeper and cells, in
-// a temporary directory, with ring-3 guests. Needs root, /dev/kvm and
+// A thawd without its API, for tests: loop, workers, store, keeper and cells,
+// in a temporary directory, with ring-3 guests. Needs root, /dev/kvm and
 // /dev/userfaultfd; rig_usable() tells.
 #ifndef THAW_TESTS_CELL_RIG_H
 #define THAW_TESTS_CELL_RIG_H
@@ -8,9 +8,9 @@
 
 struct rig_opts {
 	unsigned shells, max_cells; // 0: 0 and 32
-	const char *cell;           // program beside this one; NULL: thaw-cell
-	const char *store;          // existing directory; NULL: a new one
-	int keeper_sock;            // 0: forks a keeper of its own
+	const char *cell;	    // program beside this one; NULL: thaw-cell
+	const char *store;	    // existing directory; NULL: a new one
+	int keeper_sock;	    // 0: forks a keeper of its own
 };
 
 struct rig {
@@ -26,7 +26,8 @@ struct rig {
 };
 
 bool rig_usable(void);
-void rig_open(struct rig *r, const struct rig_opts *o); // asserts; o may be NULL
+void rig_open(struct rig *r,
+	      const struct rig_opts *o); // asserts; o may be NULL
 void rig_close(struct rig *r);
 
 struct rig_vm {
@@ -38,7 +39,7 @@ struct rig_vm {
 	enum eng_end why;
 	char detail[400];
 	unsigned kill_after_us; // SIGKILL so long after a capture began; 0: no
-	int rc; // of the capture
+	int rc;			// of the capture
 	char capture_why[400];
 	struct eng_capture_stats st;
 	size_t len, seen;

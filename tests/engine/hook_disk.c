@@ -1,5 +1,6 @@
-// The hook's disk: thaw-cell's own backend (blkback.c) with a made-up virtio-blk
-// above it. Random reads and writes are compared with a model of the disk.
+// The hook's disk: thaw-cell's own backend (blkback.c) with a made-up
+// virtio-blk above it. Random reads and writes are compared with a model of the
+// disk.
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>

@@ -9,8 +9,8 @@
 unsigned hook_disk_kind(uint32_t block, bool own);
 void hook_disk_block(uint8_t *dst, uint32_t block, unsigned kind);
 
-// how: "base", "own", or "bad" (reads only; errors are allowed, wrong bytes not).
-// "disk ok, no errors", "disk ok, some errors", or what was wrong.
+// how: "base", "own", or "bad" (reads only; errors are allowed, wrong bytes
+// not). "disk ok, no errors", "disk ok, some errors", or what was wrong.
 const char *hook_disk(uint64_t bytes, int template_fd, int overlay_fd,
 		      const char *how);
 

@@ -32,8 +32,7 @@ Test(capture, store_full)
 		cr_assert_eq(rc, -ENOSPC, "%d: %s", rc, vm.capture_why);
 		cr_assert(!vm.gone, "%s", vm.detail);
 		cr_assert(strlen(vm.capture_why) > 10);
-		cr_assert_str_eq(rig_cmd(&vm, "check 8 20M 24M"),
-				 "GOOD 6144");
+		cr_assert_str_eq(rig_cmd(&vm, "check 8 20M 24M"), "GOOD 6144");
 		cr_assert_str_eq(rig_cmd(&vm, "check 7 16M 1M"), "GOOD 256");
 	}
 	// With room, the same microVM is suspended and comes back.

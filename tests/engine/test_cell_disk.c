@@ -149,8 +149,7 @@ static void corrupt_packs(void)
 		snprintf(path, sizeof(path), "%s/packs/%s", store, d->d_name);
 		fd = open(path, O_RDWR);
 		cr_assert(fd >= 0 && fstat(fd, &sb) == 0);
-		for (off_t at = sb.st_size / 2; at < sb.st_size;
-		     at += 300000) {
+		for (off_t at = sb.st_size / 2; at < sb.st_size; at += 300000) {
 			uint8_t x;
 
 			cr_assert_eq(pread(fd, &x, 1, at), 1);
@@ -200,9 +199,9 @@ Test(cell_disk, unloaded_own_blocks_survive)
 			     0, "%s", e.msg);
 		for (uint32_t k = 0; k < BLOCKS; k++) {
 			hook_disk_block(want, k, hook_disk_kind(k, true));
-			cr_assert_eq(pgc_snap_read(sn, PGC_DISK, k, have, 1,
-						   &e),
-				     0, "%s", e.msg);
+			cr_assert_eq(
+			    pgc_snap_read(sn, PGC_DISK, k, have, 1, &e), 0,
+			    "%s", e.msg);
 			cr_assert_eq(memcmp(have, want, 4096), 0, "block %u",
 				     k);
 		}

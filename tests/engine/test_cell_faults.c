@@ -77,9 +77,9 @@ Test(cell_faults, recorded_order_is_prefetched)
 			cr_assert(found);
 	}
 	cr_assert(found);
-	cr_assert_eq(pgc_snap_set_workset(rig.store, &img, PGC_MEM, pgnos, n,
-					  &e),
-		     0, "%s", e.msg);
+	cr_assert_eq(
+	    pgc_snap_set_workset(rig.store, &img, PGC_MEM, pgnos, n, &e), 0,
+	    "%s", e.msg);
 	rig_kill(&a);
 	eng_template_drop(rig.cells, &img);
 	rig_thaw(&rig, &b, &img, NULL);

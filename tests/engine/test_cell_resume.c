@@ -51,9 +51,9 @@ static void twice(enum pagescan_how how, unsigned vcpus)
 		cr_assert_str_eq(rig_cmd(&vm, "check 7 19M 1M"), "GOOD 256");
 		cr_assert_str_eq(rig_cmd(&vm, "iszero 20M 1M"), "ZERO");
 		cr_assert_str_eq(rig_cmd(&vm, "check 7 21M 3M"), "GOOD 768");
-		cr_assert_str_eq(rig_cmd(&vm, round ? "iszero 40M 2M"
-						    : "check 9 40M 2M"),
-				 round ? "ZERO" : "GOOD 512");
+		cr_assert_str_eq(
+		    rig_cmd(&vm, round ? "iszero 40M 2M" : "check 9 40M 2M"),
+		    round ? "ZERO" : "GOOD 512");
 		cr_assert_str_eq(rig_cmd(&vm, "peek 52M"), "VALUE 77");
 		cr_assert_str_eq(rig_cmd(&vm, "iszero 53M 1M"), "ZERO");
 		if (round == 0) {

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cell_rig.h"
+#include "cells_priv.h"
 
 TestSuite(cell_shells, .timeout = 120);
 
@@ -111,15 +112,60 @@ Test(cell_shells, what_cannot_start_says_why)
 		cr_assert(strstr(v->detail, "could not start"), "%s",
 			  v->detail);
 		req.kernel_path = "/nonexistent";
-		cr_assert_neq(eng_cell_boot(rig.cells, &req, NULL, NULL,
-					    &v->cell, &e),
-			      0);
+		cr_assert_neq(
+		    eng_cell_boot(rig.cells, &req, NULL, NULL, &v->cell, &e),
+		    0);
 		cr_assert(strstr(e.msg, "/nonexistent"), "%s", e.msg);
 		req.kernel_path = "/tmp";
-		cr_assert_neq(eng_cell_boot(rig.cells, &req, NULL, NULL,
-					    &v->cell, &e),
-			      0);
+		cr_assert_neq(
+		    eng_cell_boot(rig.cells, &req, NULL, NULL, &v->cell, &e),
+		    0);
 	}
+	rig_close(&rig);
+}
+
+// Proportional memory of a process, in KiB, outside of [from, to).
+static unsigned long pss_outside(pid_t pid, uint64_t from, uint64_t to)
+{
+	char path[64], line[512];
+	unsigned long sum = 0, kib, lo, hi;
+	bool counts = false;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/smaps", pid);
+	f = fopen(path, "r");
+	cr_assert(f);
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%lx-%lx ", &lo, &hi) == 2)
+			counts = hi <= from || lo >= to;
+		else if (sscanf(line, "Pss: %lu kB", &kib) == 1 && counts)
+			sum += kib;
+		else if (sscanf(line, "VmPTE: %lu kB", &kib) == 1)
+			sum += kib;
+	}
+	fclose(f);
+	return sum;
+}
+
+Test(cell_shells, a_cell_is_small)
+{
+	struct pgc_id img;
+	struct cell_proc *p;
+	unsigned long kib;
+
+	if (!rig_usable())
+		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	rig_open(&rig, NULL);
+	rig_image(&rig, &img, 256, 4, "fill 7 16M 1M");
+	rig_thaw(&rig, &vm[0], &img, NULL);
+	cr_assert_str_eq(rig_cmd(&vm[0], "check 7 16M 1M"), "GOOD 256");
+	p = vm[0].cell->proc;
+	kib = pss_outside(p->pid, p->mem_base, p->mem_base + p->mem_bytes);
+	cr_log_info("a cell with 4 vCPUs: %lu KiB beside its guest", kib);
+#ifndef __SANITIZE_ADDRESS__
+	cr_assert_leq(kib, 3u * 1024); // the kernel's part comes on top
+#endif
+	rig_kill(&vm[0]);
 	rig_close(&rig);
 }
 

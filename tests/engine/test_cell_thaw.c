@@ -30,8 +30,7 @@ ParameterizedTest(unsigned *vcpus, cell_thaw, clones)
 		cr_assert(!vm[i].gone, "%s", vm[i].detail);
 		cr_assert_str_eq(rig_cmd(&vm[i], "check 7 16M 16M"),
 				 "GOOD 4096");
-		cr_assert_str_eq(rig_cmd(&vm[i], "check 9 40M 1M"),
-				 "GOOD 256");
+		cr_assert_str_eq(rig_cmd(&vm[i], "check 9 40M 1M"), "GOOD 256");
 		cr_assert_str_eq(rig_cmd(&vm[i], "iszero 41M 8M"), "ZERO");
 	}
 	// One writes over everything; the others, and a new one, see nothing.

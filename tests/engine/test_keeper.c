@@ -47,9 +47,9 @@ static pid_t fork_slow(void)
 	cr_assert_eq(pipe(ready), 0);
 	pid = fork();
 	if (pid == 0) {
-		char *p = mmap(NULL, len, PROT_READ | PROT_WRITE,
-			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1,
-			       0);
+		char *p =
+		    mmap(NULL, len, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 
 		close(ready[0]);
 		if (p == MAP_FAILED || write(ready[1], "x", 1) != 1)
@@ -149,7 +149,8 @@ Test(keeper, start_forwards_signals_and_status)
 	cr_assert_eq(WEXITSTATUS(status), 42);
 }
 
-// --- SIGKILL of thawd in the middle of a cold thaw ---------------------------------
+// --- SIGKILL of thawd in the middle of a cold thaw
+// ---------------------------------
 
 enum { FILL_MIB = 16, ROUNDS = 100 };
 
@@ -168,8 +169,7 @@ static void thawd_part(int out, int keeper, const char *store,
 
 	rig_open(&r, &o);
 	rig_thaw(&r, &vm, img, NULL);
-	fds[0] = pgc_template_fd(
-	    eng_snap_find(r.cells, img)->tmpl[PGC_MEM]);
+	fds[0] = pgc_template_fd(eng_snap_find(r.cells, img)->tmpl[PGC_MEM]);
 	fds[1] = vm.cell->proc->console;
 	n = snprintf(cmd, sizeof(cmd), "check 7 16M %dM\n", FILL_MIB);
 	eng_cell_mailbox(vm.cell, cmd, (size_t)n, NULL);
@@ -282,8 +282,7 @@ Test(keeper, sigkill_of_thawd_in_a_cold_thaw)
 		int done = kill_once(store, &img, 100 + i * 400, &pages);
 
 		finished += (unsigned)done;
-		partial += !done && pages > 0 &&
-			   pages < FILL_MIB * 256;
+		partial += !done && pages > 0 && pages < FILL_MIB * 256;
 	}
 	cr_log_info("%u killed midway, %u after the end", partial, finished);
 	cr_assert_geq(partial, 20u, "only %u of the kills hit a cold thaw",

@@ -1,0 +1,266 @@
+// Classes of shells, and how a cell finds its process.
+//
+// A class is a size: memory and vCPUs, because KVM slots and vCPUs are made
+// before a request comes. Who finds no shell waits in its class, and a process
+// is started for it at once; refilling is done by a timer, one spawn a turn,
+// and starts a little after a shell was taken, out of the way of the thaw. When
+// all places are taken, a shell of the class wanted longest ago makes room.
+#include <errno.h>
+
+#include "cells_priv.h"
+
+enum { REFILL_MS = 4, RETRY_MS = 1000 };
+
+static struct cell_class *class_of(struct eng_cells *c, uint32_t mem_mib,
+				   unsigned vcpus)
+{
+	struct cell_class *k = c->classes;
+
+	while (k && (k->mem_mib != mem_mib || k->vcpus != vcpus))
+		k = k->next;
+	if (k)
+		return k;
+	k = calloc(1, sizeof(*k));
+	if (!k)
+		return NULL;
+	k->mem_mib = mem_mib;
+	k->vcpus = vcpus;
+	k->waiting_tail = &k->waiting;
+	k->next = c->classes;
+	c->classes = k;
+	return k;
+}
+
+static unsigned count_waiting(const struct cell_class *k)
+{
+	unsigned n = 0;
+
+	for (struct eng_cell *w = k->waiting; w; w = w->next_waiting)
+		n++;
+	return n;
+}
+
+void cell_stop_waiting(struct eng_cell *cell)
+{
+	struct cell_class *k;
+	struct eng_cell **at;
+
+	if (!cell->waiting)
+		return;
+	cell->waiting = false;
+	for (k = cell->c->classes; k; k = k->next) {
+		for (at = &k->waiting; *at; at = &(*at)->next_waiting) {
+			if (*at != cell)
+				continue;
+			*at = cell->next_waiting;
+			if (!*at)
+				k->waiting_tail = at;
+			return;
+		}
+	}
+}
+
+static struct cell_proc *take_ready(struct cell_class *k)
+{
+	struct cell_proc *p = k->ready;
+
+	if (p) {
+		k->ready = p->next_ready;
+		k->nready--;
+	}
+	return p;
+}
+
+// Ends one shell nobody waits for, of another class than `keep`: the one wanted
+// longest ago. False when there is none.
+static bool evict_shell(struct eng_cells *c, const struct cell_class *keep)
+{
+	struct cell_class *oldest = NULL;
+	struct cell_proc *p;
+
+	for (struct cell_class *k = c->classes; k; k = k->next) {
+		if (k != keep && k->nready &&
+		    (!oldest || k->wanted_at < oldest->wanted_at))
+			oldest = k;
+	}
+	if (!oldest)
+		return false;
+	p = take_ready(oldest);
+	proc_kill(p);
+	return true;
+}
+
+static bool any_dying(const struct eng_cells *c)
+{
+	for (const struct cell_proc *p = c->procs; p; p = p->next) {
+		if (p->dying)
+			return true;
+	}
+	return false;
+}
+
+static unsigned class_lacks(const struct eng_cells *c,
+			    const struct cell_class *k)
+{
+	unsigned have = k->nready + k->nspawning;
+
+	return k->wanted && have < c->cfg.shells ? c->cfg.shells - have : 0;
+}
+
+static void refill_soon(struct eng_cells *c, uint64_t ms)
+{
+	if (!c->stopping && !c->keeper_lost)
+		eng_timer_set(c->refill, ms);
+}
+
+void shells_refill(void *ctx)
+{
+	struct eng_cells *c = ctx;
+	struct cell_class *k, *neediest = NULL;
+	struct cell_proc *p;
+	struct err e = ERR_INIT;
+
+	if (c->stopping || c->keeper_lost)
+		return;
+	for (k = c->classes; k; k = k->next) {
+		if (class_lacks(c, k) &&
+		    (!neediest || class_lacks(c, k) > class_lacks(c, neediest)))
+			neediest = k;
+	}
+	if (!neediest || c->nprocs >= c->cfg.max_cells)
+		return;
+	if (proc_spawn(c, neediest, &p, &e)) {
+		log_warn("preparing a shell: %s", e.msg);
+		refill_soon(c, RETRY_MS);
+		return;
+	}
+	refill_soon(c, REFILL_MS);
+}
+
+static void bind_proc(struct eng_cell *cell, struct cell_proc *p)
+{
+	struct err e = ERR_INIT;
+
+	cell->proc = p;
+	cell_hold(cell);
+	p->cell = cell;
+	p->state = PROC_BOUND;
+	cell->state = CELL_STARTING;
+	if (cell_send_start(cell, &e))
+		cell_end(cell, ENG_END_START, "%s", e.msg);
+	refill_soon(cell->c, REFILL_MS);
+}
+
+void class_proc_ready(struct cell_proc *p)
+{
+	struct cell_class *k = p->class;
+	struct eng_cell *w = k->waiting;
+
+	p->c->spawn_failures = 0;
+	if (w) {
+		cell_stop_waiting(w);
+		bind_proc(w, p);
+		return;
+	}
+	p->next_ready = k->ready;
+	k->ready = p;
+	k->nready++;
+}
+
+static bool spawn_for_waiting(struct eng_cells *c, struct cell_class *k,
+			      struct err *e);
+
+void class_proc_gone(struct cell_proc *p, const char *why)
+{
+	struct eng_cells *c = p->c;
+	struct cell_class *k = p->class;
+	struct err e = ERR_INIT;
+
+	if (p->state == PROC_SPAWNING) {
+		struct eng_cell *w = k->waiting;
+
+		k->nspawning--;
+		c->spawn_failures++;
+		if (w && !c->stopping)
+			cell_end(w, ENG_END_START, "a cell could not start: %s",
+				 why);
+		else if (!c->stopping)
+			log_warn("a shell could not start: %s", why);
+	} else if (p->state == PROC_READY) {
+		for (struct cell_proc **at = &k->ready; *at;
+		     at = &(*at)->next_ready) {
+			if (*at == p) {
+				*at = p->next_ready;
+				k->nready--;
+				if (!p->dying || p->failed[0])
+					log_warn("a shell died: %s", why);
+				break;
+			}
+		}
+	}
+	// A place became free: for who waits, of whatever class.
+	for (k = c->classes; k && !c->stopping; k = k->next) {
+		if (count_waiting(k) > k->nspawning &&
+		    !spawn_for_waiting(c, k, &e) && !any_dying(c))
+			cell_end(k->waiting, ENG_END_START, "%s", e.msg);
+	}
+	refill_soon(c, c->spawn_failures ? RETRY_MS : REFILL_MS);
+}
+
+// A process for a cell that waits: false when there is no place at the moment.
+static bool spawn_for_waiting(struct eng_cells *c, struct cell_class *k,
+			      struct err *e)
+{
+	struct cell_proc *p;
+
+	if (proc_spawn(c, k, &p, e) == 0)
+		return true;
+	(void)evict_shell(c, k); // its place comes back when it is reaped
+	return false;
+}
+
+// The cell knows its class: a shell, or a place in the queue.
+void cell_find_proc(struct eng_cell *cell)
+{
+	struct eng_cells *c = cell->c;
+	struct cell_class *k = class_of(c, cell->mem_mib, cell->vcpus);
+	struct cell_proc *p;
+	struct err e = ERR_INIT;
+
+	if (!k) {
+		cell_end(cell, ENG_END_START, "out of memory");
+		return;
+	}
+	if ((p = take_ready(k))) {
+		bind_proc(cell, p);
+		return;
+	}
+	cell->state = CELL_WAITING;
+	cell->waiting = true;
+	cell->next_waiting = NULL;
+	*k->waiting_tail = cell;
+	k->waiting_tail = &cell->next_waiting;
+	if (count_waiting(k) > k->nspawning && !spawn_for_waiting(c, k, &e) &&
+	    !any_dying(c))
+		cell_end(cell, ENG_END_START, "%s", e.msg);
+}
+
+void eng_cells_want(struct eng_cells *c, uint32_t mem_mib, unsigned vcpus)
+{
+	struct cell_class *k = class_of(c, mem_mib, vcpus);
+
+	if (!k)
+		return;
+	k->wanted = true;
+	k->wanted_at = util_now_ns();
+	refill_soon(c, 0);
+}
+
+unsigned eng_cells_ready(const struct eng_cells *c)
+{
+	unsigned n = 0;
+
+	for (const struct cell_class *k = c->classes; k; k = k->next)
+		n += k->nready;
+	return n;
+}
