@@ -114,8 +114,9 @@ struct agent {
 };
 
 // ag_loop.c
-int ag_watch_open(struct agent *a, struct watch *w, int fd,
-		  void (*cb)(struct watch *, uint32_t), void *ctx);
+// Takes the descriptor over; not armed yet.
+void ag_watch_init(struct watch *w, int fd,
+		   void (*cb)(struct watch *, uint32_t), void *ctx);
 void ag_watch_set(struct agent *a, struct watch *w, uint32_t events);
 void ag_watch_close(struct agent *a, struct watch *w); // closes the fd too
 void ag_loop(struct agent *a);

@@ -227,11 +227,11 @@ static int run(struct agent *a)
 	if (null < 0 || pipe2(p, O_CLOEXEC) < 0)
 		return -errno;
 	out = p[1];
-	ag_watch_open(a, &app->out[0], p[0], on_output, a);
+	ag_watch_init(&app->out[0], p[0], on_output, a);
 	if (pipe2(p, O_CLOEXEC) < 0)
 		return -errno;
 	err = p[1];
-	ag_watch_open(a, &app->out[1], p[0], on_output, a);
+	ag_watch_init(&app->out[1], p[0], on_output, a);
 	for (int i = 0; i < 2; i++)
 		fcntl(app->out[i].fd, F_SETFL, O_NONBLOCK);
 	pid =
@@ -245,7 +245,7 @@ static int run(struct agent *a)
 	if (pid < 0)
 		return pid;
 	app->pid = pid;
-	ag_watch_open(a, &app->err, result, on_exec_result, a);
+	ag_watch_init(&app->err, result, on_exec_result, a);
 	ag_watch_set(a, &app->err, EPOLLIN);
 	update_pipes(a);
 	return 0;

@@ -55,7 +55,7 @@ int ag_cgroup_open(struct agent *a, const char *path)
 		return rc;
 	}
 	a->cg.usable = true;
-	ag_watch_open(a, &a->cg.events, fd, on_events, a);
+	ag_watch_init(&a->cg.events, fd, on_events, a);
 	ag_watch_set(a, &a->cg.events, EPOLLPRI);
 	on_events(&a->cg.events, 0);
 	return 0;

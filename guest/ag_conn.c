@@ -237,7 +237,7 @@ static void on_listener(struct watch *w, uint32_t events)
 	c->next = a->conns;
 	a->conns = c;
 	a->nconns++;
-	ag_watch_open(a, &c->w, fd, on_conn, c);
+	ag_watch_init(&c->w, fd, on_conn, c);
 	ag_watch_set(a, &c->w, EPOLLIN);
 }
 
@@ -260,7 +260,7 @@ static int listen_on(struct agent *a, int fd)
 {
 	if (listen(fd, 64) < 0)
 		return -errno;
-	ag_watch_open(a, &a->listener, fd, on_listener, a);
+	ag_watch_init(&a->listener, fd, on_listener, a);
 	ag_watch_set(a, &a->listener, EPOLLIN);
 	return 0;
 }

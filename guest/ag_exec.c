@@ -346,9 +346,9 @@ static int open_pipes(struct conn *c, int fds[3])
 		p[0] = p[i == 0 ? 1 : 0];
 		fcntl(p[0], F_SETFL, O_NONBLOCK);
 		if (i == 0)
-			ag_watch_open(c->a, &x->in, p[0], on_stdin, c);
+			ag_watch_init(&x->in, p[0], on_stdin, c);
 		else
-			ag_watch_open(c->a, &x->out[i - 1], p[0], on_output, c);
+			ag_watch_init(&x->out[i - 1], p[0], on_output, c);
 	}
 	return 0;
 }
@@ -361,7 +361,7 @@ static int open_tty(struct conn *c, const struct ag_spec *s, int fds[3])
 
 	if (fd < 0)
 		return -errno;
-	ag_watch_open(c->a, &x->out[0], fd, on_output, c);
+	ag_watch_init(&x->out[0], fd, on_output, c);
 	x->all[1] = x->done[1] = true; // no stderr of its own
 	if (unlockpt(fd) < 0)
 		return -errno;
@@ -371,7 +371,7 @@ static int open_tty(struct conn *c, const struct ag_spec *s, int fds[3])
 	fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
 	if (fd < 0)
 		return -errno;
-	ag_watch_open(c->a, &x->in, fd, on_stdin, c);
+	ag_watch_init(&x->in, fd, on_stdin, c);
 	for (int i = 0; i < 3; i++) {
 		fds[i] =
 		    i ? fcntl(fds[0], F_DUPFD_CLOEXEC, 3)
@@ -414,7 +414,7 @@ static int run(struct conn *c, struct ag_spec *s, int fds[3])
 	if (pid < 0)
 		return pid;
 	x->pid = pid;
-	ag_watch_open(c->a, &x->result, result, on_result, c);
+	ag_watch_init(&x->result, result, on_result, c);
 	ag_watch_set(c->a, &x->result, EPOLLIN);
 	return 0;
 }

@@ -195,7 +195,7 @@ static int connect_now(struct conn *c)
 		rc = connect(fd, (struct sockaddr *)&v4, sizeof(v4));
 	if (rc < 0 && errno != EINPROGRESS)
 		return -errno;
-	ag_watch_open(c->a, &f->tcp, fd_steal(&fd), on_tcp, c);
+	ag_watch_init(&f->tcp, fd_steal(&fd), on_tcp, c);
 	ag_watch_set(c->a, &f->tcp, EPOLLOUT);
 	return 0;
 }

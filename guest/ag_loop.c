@@ -12,12 +12,10 @@
 #include "ag.h"
 #include "util.h"
 
-int ag_watch_open(struct agent *a, struct watch *w, int fd,
-		  void (*cb)(struct watch *, uint32_t), void *ctx)
+void ag_watch_init(struct watch *w, int fd,
+		   void (*cb)(struct watch *, uint32_t), void *ctx)
 {
-	(void)a;
 	*w = (struct watch){.fd = fd, .cb = cb, .ctx = ctx};
-	return fd;
 }
 
 void ag_watch_set(struct agent *a, struct watch *w, uint32_t events)
@@ -100,7 +98,7 @@ static int open_signals(struct agent *a)
 	sigaddset(&set, SIGTERM);
 	if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)
 		return -errno;
-	ag_watch_open(a, &a->signals,
+	ag_watch_init(&a->signals,
 		      signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC), on_signal,
 		      a);
 	if (a->signals.fd < 0)
