@@ -20,8 +20,7 @@ enum cli_exit {
 #define CLI_AWS "/2025-09-09"
 #define CLI_OWN "/thaw/v1"
 
-// --- commands and options (table in thaw.c)
-// -------------------------------------
+// --- commands and options (table in thaw.c) ------------------------------
 
 struct cli_opt {
 	char letter;	  // 0: none
@@ -91,8 +90,7 @@ void cli_help(const struct cli_command *cmd, FILE *to); // NULL: overview
 int cli_completion(struct cli *c);
 int cli_complete_ids(struct cli *c);
 
-// --- requests (request.c)
-// ------------------------------------------------------------
+// --- requests (request.c) ------------------------------------------------
 
 // A path from a format whose strings are percent-encoded. Caller frees.
 char *cli_path(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
@@ -118,8 +116,7 @@ int cli_exit_of(const char *type, int status);
 // Says an error object {"type","message"}; returns its exit code.
 int cli_say_error(const char *what, const json_t *error);
 
-// --- output (output.c)
-// -----------------------------------------------------------------
+// --- output (output.c) ---------------------------------------------------
 
 // "" when absent. Text from the server is printed by cli_put only.
 const char *cli_str(const json_t *o, const char *key);
@@ -155,8 +152,7 @@ void cli_progress(struct cli_progress *p, const char *stage, int percent,
 		  const char *text);
 void cli_progress_clear(struct cli_progress *p);
 
-// --- verbs
-// -----------------------------------------------------------------------------
+// --- verbs ---------------------------------------------------------------
 
 int cmd_build(struct cli *c);
 int cmd_images(struct cli *c);

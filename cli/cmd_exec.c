@@ -59,8 +59,7 @@ static void make_raw(void)
 	tcsetattr(STDIN_FILENO, TCSADRAIN, &t);
 }
 
-// --- to the guest
-// ------------------------------------------------------------------
+// --- to the guest --------------------------------------------------------
 
 // There is room: input is read only when the buffer is empty, and what else is
 // sent is small and dropped when the guest has not taken the last.
@@ -151,8 +150,7 @@ static void read_signal(struct exec *x)
 		put_signal(x, si.ssi_signo);
 }
 
-// --- from the guest
-// ----------------------------------------------------------------
+// --- from the guest ------------------------------------------------------
 
 static int broken(const char *what)
 {
@@ -249,8 +247,7 @@ static void read_guest(struct exec *x)
 	take_frames(x);
 }
 
-// --- the loop
-// ----------------------------------------------------------------------
+// --- the loop ------------------------------------------------------------
 
 static int catch_signals(void)
 {

@@ -37,7 +37,8 @@ static void flatten(struct cli_table *t, const char *path, json_t *j)
 		if (json_is_string(j)) {
 			cli_table_add(t, 1, "%s", json_string_value(j));
 		} else {
-			text = json_dumps(j, JSON_ENCODE_ANY);
+			text = json_dumps(j, JSON_ENCODE_ANY |
+						 JSON_REAL_PRECISION(6));
 			cli_table_add(t, 1, "%s", text ? text : "");
 			free(text);
 		}

@@ -35,12 +35,18 @@ int cmd_images(struct cli *c)
 					    "CREATED", "MEMORY",  "VCPUS",
 					    "RAW",     "STORED",  "MICROVMS"};
 	struct cli_table t;
-	json_t *list, *im;
+	json_t *all = NULL, *list, *im;
 	size_t i;
-	int code = cli_list(c, "images", CLI_OWN "/images", &list);
+	int code = cli_call(c, "images", "GET", CLI_OWN "/images", NULL, &all);
 
 	if (code)
 		return code;
+	list = json_object_get(all, "items");
+	if (!json_is_array(list)) {
+		json_decref(all);
+		return cli_fail(CLI_FAILED, "images: thawd's answer has no "
+					    "list in it");
+	}
 	cli_table_init(&t, heads, ARRAY_SIZE(heads));
 	json_array_foreach(list, i, im)
 	{
@@ -55,7 +61,7 @@ int cmd_images(struct cli *c)
 		cli_print_json(list, false);
 	else if (!cli_flag(c, "quiet"))
 		cli_table_print(&t, !cli_flag(c, "no-header"));
-	json_decref(list);
+	json_decref(all);
 	return 0;
 }
 

@@ -37,8 +37,7 @@ void cli_print_json(const json_t *j, bool pretty)
 	putchar('\n');
 }
 
-// --- tables
-// ----------------------------------------------------------------------
+// --- tables --------------------------------------------------------------
 
 void cli_table_init(struct cli_table *t, const char *const *heads, size_t ncols)
 {
@@ -114,8 +113,7 @@ void cli_table_print(struct cli_table *t, bool header)
 	free(t->cells);
 }
 
-// --- words
-// -----------------------------------------------------------------------
+// --- words ---------------------------------------------------------------
 
 const char *cli_ago(double when, char *buf, size_t cap)
 {
@@ -172,8 +170,7 @@ const char *cli_image_name(const char *arn)
 	return !strncmp(arn, "arn:", 4) && colon ? colon + 1 : arn;
 }
 
-// --- progress
-// --------------------------------------------------------------------
+// --- progress ------------------------------------------------------------
 
 void cli_progress_init(struct cli_progress *p)
 {

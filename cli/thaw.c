@@ -290,8 +290,7 @@ const struct cli_command cli_commands[] = {
      {{0, NULL, NULL, NULL}}},
     {0}};
 
-// --- messages
-// --------------------------------------------------------------------
+// --- messages ------------------------------------------------------------
 
 int cli_fail(int code, const char *fmt, ...)
 {
@@ -321,8 +320,7 @@ int cli_usage(const struct cli *c, const char *fmt, ...)
 	return CLI_USAGE;
 }
 
-// --- options
-// ---------------------------------------------------------------------
+// --- options -------------------------------------------------------------
 
 bool cli_flag(const struct cli *c, const char *name)
 {

@@ -27,8 +27,7 @@ enum {
 	READY_DEFAULT_S = 300,
 };
 
-// --- the request
-// ----------------------------------------------------------------
+// --- the request ---------------------------------------------------------
 
 static void free_list(const char *const *list)
 {
@@ -140,8 +139,7 @@ static int check_req(const struct eng_build_env *env,
 	return 0;
 }
 
-// --- the frame
-// -------------------------------------------------------------------
+// --- the frame -----------------------------------------------------------
 
 static void build_free(struct eng_build *b)
 {
@@ -280,8 +278,7 @@ void build_agent(struct eng_build *b, struct wire_writer *w,
 		build_fail(b, e.code, "reaching the agent: %s", e.msg);
 }
 
-// --- the ends of the chain
-// ----------------------------------------------------------
+// --- the ends of the chain -----------------------------------------------
 
 static void disk_progress(void *ctx, const char *stage, int percent,
 			  const char *text)

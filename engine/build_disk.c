@@ -69,8 +69,7 @@ static void disk_fail(struct build_disk *d, int rc, const char *why)
 		d->rc = err_set(&d->err, rc < 0 ? rc : -EIO, "%s", why);
 }
 
-// --- storing
-// ------------------------------------------------------------------
+// --- storing -------------------------------------------------------------
 
 static int store_range(struct build_disk *d, struct pgc_builder *b, int fd,
 		       void *buf, off_t at, off_t end, struct err *e)
@@ -202,8 +201,7 @@ static void start_storing(struct build_disk *d)
 	eng_job_run(d->env->jobs, store_job, store_done, d);
 }
 
-// --- the program
-// ----------------------------------------------------------------
+// --- the program ---------------------------------------------------------
 
 static void take_result(struct build_disk *d, const char *line)
 {
@@ -411,8 +409,7 @@ void build_disk_cancel(struct build_disk *d)
 		kill(d->pid, SIGKILL);
 }
 
-// --- removal
-// ---------------------------------------------------------------------
+// --- removal -------------------------------------------------------------
 
 int build_rmtree(int dir, const char *name, struct err *e)
 {

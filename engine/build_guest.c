@@ -27,13 +27,14 @@ enum {
 	START_MAX = 256 * 1024,
 };
 
-// The console stays for what breaks before the agent is up. After a panic or a
+// The console stays for what breaks before the agent is up (without errors like
+// "PCI: no config space", which are right and of no use). After a panic or a
 // reboot the VM ends by a triple fault, which needs no device. Trusting the
 // CPU's random numbers and skipping self-tests only saves boot time: the agent
 // reseeds after every thaw. Nothing probes for buses and timers that a cell
 // lacks.
 const char eng_guest_cmdline[] =
-    "console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on "
+    "console=ttyS0 quiet loglevel=3 panic=-1 reboot=t random.trust_cpu=on "
     "8250.nr_uarts=1 cryptomgr.notests no_timer_check pci=off "
     "i8042.noaux i8042.nokbd";
 
@@ -56,8 +57,7 @@ static void fail_with_output(struct eng_build *b, int rc, const char *what)
 		build_fail(b, rc, "%s; it wrote nothing", what);
 }
 
-// --- capture
-// ----------------------------------------------------------------------
+// --- capture -------------------------------------------------------------
 
 static void captured(void *ctx, int rc, const char *why,
 		     const struct eng_capture_stats *st)
@@ -100,20 +100,11 @@ static void frozen(void *ctx, const struct eng_agent_answer *a)
 		capture(b);
 }
 
-static void ready(struct eng_build *b)
+static void freeze(struct eng_build *b)
 {
 	uint8_t buf[64];
 	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
 
-	b->res.boot_ms = ms_since(b->t_boot);
-	eng_timer_stop(b->deadline);
-	if (!build_progress(b, "ready", 100, "ready after %llu ms",
-			    (unsigned long long)b->res.boot_ms))
-		return;
-	if (b->req.kernel) {
-		capture(b);
-		return;
-	}
 	b->stage = BUILD_FREEZE;
 	if (!build_progress(b, "freeze", -1, "freezing the application"))
 		return;
@@ -123,8 +114,21 @@ static void ready(struct eng_build *b)
 	build_agent(b, &w, FREEZE_MS, frozen);
 }
 
-// --- readiness
-// -------------------------------------------------------------------
+static void ready(struct eng_build *b)
+{
+	b->res.boot_ms = ms_since(b->t_boot);
+	eng_timer_stop(b->deadline);
+	b->is_ready = true;
+	if (!build_progress(b, "ready", 100, "ready after %llu ms",
+			    (unsigned long long)b->res.boot_ms))
+		return;
+	if (b->req.kernel)
+		capture(b);
+	else // its output so far comes by another stream
+		eng_timer_set(b->step, LAST_WORDS_MS);
+}
+
+// --- readiness -----------------------------------------------------------
 
 static void app_ended(struct eng_build *b, uint32_t code)
 {
@@ -192,8 +196,7 @@ static void probe(struct eng_build *b)
 	build_agent(b, &w, AGENT_CALL_MS, probed);
 }
 
-// --- start
-// -----------------------------------------------------------------------
+// --- start ---------------------------------------------------------------
 
 static void on_log(void *ctx, unsigned stream, const void *p, size_t n)
 {
@@ -271,12 +274,14 @@ void build_guest_step(struct eng_build *b)
 		return;
 	if (b->stage == BUILD_BOOT)
 		start_app(b);
+	else if (b->stage == BUILD_READY && b->is_ready)
+		freeze(b);
 	else if (b->stage == BUILD_READY)
 		probe(b);
 }
 
-// A guest without an agent is ready when it rings: its timeout is the request's.
-// With one, the timeout counts from the application's start.
+// A guest without an agent is ready when it rings: its timeout is the
+// request's. With one, the timeout counts from the application's start.
 static unsigned boot_seconds(const struct eng_build *b)
 {
 	return b->req.kernel ? b->req.ready_timeout_s
@@ -290,8 +295,7 @@ void build_guest_late(struct eng_build *b)
 	if (b->stage == BUILD_BOOT)
 		snprintf(what, sizeof(what),
 			 "the guest's %s did not come up within %u s",
-			 b->req.kernel ? "kernel" : "agent",
-			 boot_seconds(b));
+			 b->req.kernel ? "kernel" : "agent", boot_seconds(b));
 	else
 		snprintf(what, sizeof(what),
 			 "nothing listened on port %u within %u s (raise it "
@@ -300,8 +304,7 @@ void build_guest_late(struct eng_build *b)
 	fail_with_output(b, -ETIMEDOUT, what);
 }
 
-// --- boot
-// ------------------------------------------------------------------------
+// --- boot ----------------------------------------------------------------
 
 static void on_vsock_up(void *ctx)
 {

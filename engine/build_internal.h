@@ -5,7 +5,7 @@
 #include "agent.h"
 #include "build.h"
 
-// --- the disk stage (build_disk.c) -------------------------------------------
+// --- the disk stage (build_disk.c) ---------------------------------------
 
 struct build_disk;
 
@@ -34,7 +34,6 @@ void build_disk_cancel(struct build_disk *d); // done(-ECANCELED) follows
 int build_rmtree(int dir, const char *name, struct err *e);
 
 // --- the last bytes of the guest's output, for error sentences (build_tail.c)
-// ----
 
 enum { BUILD_TAIL = 2048 };
 
@@ -47,8 +46,7 @@ void build_tail_add(struct build_tail *t, const void *p, size_t n);
 // The last lines as one printable line of at most `cap` bytes, " | " between.
 void build_tail_text(const struct build_tail *t, char *out, size_t cap);
 
-// --- the pipeline (build.c, build_guest.c, build_record.c)
-// ------------------------
+// --- the pipeline (build.c, build_guest.c, build_record.c) ---------------
 
 enum build_stage {
 	BUILD_DISK,    // thaw-mkdisk and the store; `disk` is set
@@ -91,6 +89,7 @@ struct eng_build {
 	uint64_t t0, t_boot, t_app, t_capture;
 	uint64_t quiet_since_ns, quiet_cpu_us;
 
+	bool is_ready;		// BUILD_READY: only the last output is awaited
 	bool greeted, recorded; // BUILD_RECORD
 	uint32_t *workset;
 	size_t workset_len;

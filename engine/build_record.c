@@ -19,8 +19,7 @@ enum {
 static void greet(struct eng_build *b);
 static void ask(struct eng_build *b);
 
-// --- publishing
-// --------------------------------------------------------------------
+// --- publishing ----------------------------------------------------------
 
 static void publish_job(void *ctx)
 {
@@ -71,8 +70,7 @@ static void publish(struct eng_build *b)
 	eng_job_run(b->env->jobs, publish_job, publish_done, b);
 }
 
-// --- recording
-// --------------------------------------------------------------------
+// --- recording -----------------------------------------------------------
 
 static void enough(struct eng_build *b)
 {

@@ -164,8 +164,7 @@ int mk_ext4_make(const struct mk_opts *o, const char *tree, const char *image,
 	return mk_ext4_settle(fd, sh->started, e);
 }
 
-// --- settling inode times
-// ---------------------------------------------------------
+// --- settling inode times ------------------------------------------------
 //
 // mke2fs copies access and change times from the unpacked tree, so two builds
 // of the same files differ in every inode. The image has no checksums, so the

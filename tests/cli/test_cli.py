@@ -150,7 +150,8 @@ def lists():
     serve({"GET /thaw/v1/images": answer({"items": [image]})})
     r = thaw("images", "--no-header")
     check(r.stdout.split() == "demo 2.0 SUCCESSFUL 3 days ago 512 MiB 2 150 MiB"
-          " 52 MiB 2".split(), "images shows the newest version", r)
+          " 52 MiB 2".split() and FAKE.seen[0].query == {},
+          "images shows the newest version", r)
     check(thaw("images", "-q").stdout == "demo\n", "images -q")
     serve({f"GET {VMS}": answer({"items": [vm(
         thaw={"name": "a\x1b[31m\nb", "labels": {}})]})})

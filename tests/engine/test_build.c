@@ -21,8 +21,7 @@
 #include "agent_proto.h"
 #include "build_internal.h"
 
-// --- the fake
-// ----------------------------------------------------------------------
+// --- the fake ------------------------------------------------------------
 
 enum { FAKE_PAGES = 64 };
 
@@ -210,8 +209,7 @@ void eng_template_drop(struct eng_cells *cs, const struct pgc_id *id)
 	(void)id;
 }
 
-// --- the fake agent: a thread for each stream
-// ------------------------------------------
+// --- the fake agent: a thread for each stream ----------------------------
 
 static void send_frame(int fd, unsigned type, const struct wire_writer *body)
 {
@@ -338,8 +336,7 @@ int eng_cell_connect(struct eng_cell *c, uint32_t port, int *fd, struct err *e)
 	return 0;
 }
 
-// --- the bench
-// -------------------------------------------------------------------------
+// --- the bench -----------------------------------------------------------
 
 static struct eng_jobs *jobs;
 static struct eng_build_env env;
@@ -513,8 +510,7 @@ static void nothing_left(const char *when)
 	cr_assert_eq(errno, ECHILD);
 }
 
-// --- tests
-// -----------------------------------------------------------------------------
+// --- tests ---------------------------------------------------------------
 
 Test(build, makes_an_image)
 {
