@@ -7,6 +7,8 @@
 
 #include <linux/virtio_blk.h>
 #include <linux/virtio_ring.h>
+#include <pthread.h>
+#include <stdatomic.h>
 
 enum { MEM = 8 << 20, STEPS = 200000, CAP = 16384, HOSTS = 24 };
 #define FEATURES (VSK_FEATURES | 0xffffffull)
@@ -19,6 +21,8 @@ struct fuzz {
 	int hosts[HOSTS];
 	unsigned nhosts;
 	uint32_t ports[HOSTS];
+	bool racing; // a second thread writes rings and registers
+	atomic_bool stop;
 	// reached
 	unsigned done, broke, moved, resets, mutations, connected;
 };
@@ -268,7 +272,8 @@ static void move_on(struct fuzz *f, unsigned index)
 static void start_over(struct fuzz *f)
 {
 	f->d.heap = 0x800000 - 0x100000; // indirect tables
-	cr_assert(drv_init(&f->d, &f->r, f->d.dev, FEATURES, 64));
+	// Under race it may be broken again before it is up.
+	cr_assert(drv_init(&f->d, &f->r, f->d.dev, FEATURES, 64) || f->racing);
 	f->resets++;
 }
 
@@ -315,7 +320,58 @@ static void step(struct fuzz *f, unsigned index)
 	}
 }
 
-static void fuzz(unsigned index, uint64_t seed, struct fuzz *f)
+// Another vCPU: descriptors and avail rings change while they are parsed, and
+// registers while the device thread works. The used ring is left alone, since
+// our driver believes it.
+static void *scribble(void *arg)
+{
+	struct fuzz *f = arg;
+	uint64_t seed = 0xbad;
+
+	while (!f->stop) {
+		uint64_t q = rnd_below(&seed, f->d.nq);
+		uint64_t off = rnd_below(&seed, 2) ? rnd_below(&seed, 0x400)
+						   : 0x4000 +
+						       rnd_below(&seed, 0x90);
+		uint64_t v = rnd(&seed) >> (8 * rnd_below(&seed, 8));
+
+		memcpy(f->r.mem.base + 0x10000 + q * 0x10000 + (off & ~1ull),
+		       &v, 2);
+		off = rnd_below(&seed, 0x110) & ~3ull;
+		if (off != VIRTIO_MMIO_STATUS || rnd_below(&seed, 50) == 0)
+			vio_mmio_write(f->d.dev, off, &v, 4);
+		vio_mmio_read(f->d.dev, off, &v, 4);
+		for (uint64_t i = rnd_below(&seed, 4000); i; i--)
+			__asm__ volatile("pause");
+	}
+	return NULL;
+}
+
+// The same steps against that thread, for about half a second.
+static void race(unsigned index, struct fuzz *f)
+{
+	uint64_t end = util_now_ns() + 500000000;
+	pthread_t t;
+
+	f->racing = true;
+	pthread_create(&t, NULL, scribble, f);
+	while (util_now_ns() < end) {
+		// The device is not replaced under the other thread's feet.
+		uint64_t at = f->seed;
+
+		if (rnd_below(&at, 100) == 98)
+			rnd(&f->seed);
+		else
+			step(f, index);
+	}
+	f->stop = true;
+	pthread_join(t, NULL);
+	f->racing = false;
+	rig_run(&f->r);
+	start_over(f);
+}
+
+static void fuzz(unsigned index, uint64_t seed, bool racing, struct fuzz *f)
 {
 	memset(f, 0, sizeof(*f));
 	f->seed = seed;
@@ -332,7 +388,9 @@ static void fuzz(unsigned index, uint64_t seed, struct fuzz *f)
 	for (unsigned i = 0; i < HOSTS; i++)
 		f->hosts[i] = -1;
 	start_over(f);
-	for (unsigned i = 0; i < STEPS; i++)
+	if (racing)
+		race(index, f);
+	for (unsigned i = 0; i < (racing ? 100u : STEPS); i++)
 		step(f, index);
 	if (f->k)
 		disk_complete_all(f->k);
@@ -364,7 +422,7 @@ Test(virtio_fuzz, blk)
 	struct fuzz f;
 
 	for (uint64_t seed = 1; seed <= 3; seed++) {
-		fuzz(VIO_BLK, seed, &f);
+		fuzz(VIO_BLK, seed, false, &f);
 		reached(&f, 30000);
 	}
 }
@@ -373,7 +431,7 @@ Test(virtio_fuzz, rng)
 {
 	struct fuzz f;
 
-	fuzz(VIO_RNG, 11, &f);
+	fuzz(VIO_RNG, 11, false, &f);
 	reached(&f, 30000);
 }
 
@@ -382,8 +440,21 @@ Test(virtio_fuzz, vsock)
 	struct fuzz f;
 
 	for (uint64_t seed = 21; seed <= 24; seed++) {
-		fuzz(VIO_VSOCK, seed, &f);
+		fuzz(VIO_VSOCK, seed, false, &f);
 		reached(&f, 30000);
 		cr_assert_gt(f.connected, 300, "%u streams", f.connected);
 	}
+}
+
+Test(virtio_fuzz, rings_change_while_they_are_parsed)
+{
+	struct fuzz f;
+	unsigned broke = 0;
+
+	for (unsigned index = 0; index < VIO_NUM; index++) {
+		fuzz(index, 31 + index, true, &f);
+		cr_assert_gt(f.done, 50, "device %u: %u", index, f.done);
+		broke += f.broke;
+	}
+	cr_assert_gt(broke, 5);
 }

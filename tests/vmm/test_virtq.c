@@ -251,9 +251,9 @@ Test(virtq, indirect_tables)
 	rig_fini(&t.r);
 
 	ring_init(&t); // next outside of the table, inside of memory
-	desc_at(&t, 0x8000, 0, 0x9000, 4, VRING_DESC_F_NEXT, 1);
-	desc_at(&t, 0x8000, 1, 0x9000, 4, 0, 0);
-	desc_at(&t, DESC, 0, 0x8000, 16, VRING_DESC_F_INDIRECT, 0);
+	desc_at(&t, 0x8000, 0, 0x9000, 4, VRING_DESC_F_NEXT, 2);
+	desc_at(&t, 0x8000, 2, 0x9000, 4, 0, 0);
+	desc_at(&t, DESC, 0, 0x8000, 32, VRING_DESC_F_INDIRECT, 0);
 	avail(&t, 0);
 	cr_assert_eq(pop(&t, &c), -EPROTO);
 	rig_fini(&t.r);

@@ -24,8 +24,8 @@ enum {
 	DISK = 16 << 20,
 	HELD = 256,
 	STREAMS = 12,
-	ECHO_BYTES = 192 * 1024,
-	BULK_MIB = 8,
+	ECHO_BYTES = 100 * 1024,
+	BULK_MIB = 3,
 };
 
 static int tap_n, tap_bad;

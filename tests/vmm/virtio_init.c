@@ -23,7 +23,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PORT = 1000, AREA = 4 << 20, BLOCK = 4096, OPS = 160, WORKERS = 3 };
+enum { PORT = 1000, AREA = 2 << 20, BLOCK = 4096, OPS = 80, WORKERS = 3 };
 
 struct counters {
 	int disk_done, disk_bad, resets, eofs;
