@@ -29,6 +29,7 @@
 
 enum {
 	HELLO_TIMEOUT_MS = 60000,
+	START_TIMEOUT_MS = 120000,
 	MSGS_PER_TURN = 16,
 	CREDIT_MAX = 4000, // messages at once
 	CREDIT_PER_MS = 20,
@@ -153,7 +154,7 @@ static void ctl_ready(void *ctx, unsigned what);
 static void disk_ready(void *ctx, unsigned what);
 static void console_ready(void *ctx, unsigned what);
 static void uffd_ready(void *ctx, unsigned what);
-static void hello_late(void *ctx);
+static void birth_late(void *ctx);
 
 static int watch_proc(struct cell_proc *p, struct err *e)
 {
@@ -167,7 +168,7 @@ static int watch_proc(struct cell_proc *p, struct err *e)
 	    eng_watch_create(l, p->disk, ENG_READ, disk_ready, p, "cell disk");
 	p->w_console = eng_watch_create(l, p->console, ENG_READ, console_ready,
 					p, "cell console");
-	p->timer = eng_timer_create(l, hello_late, p, "cell birth");
+	p->timer = eng_timer_create(l, birth_late, p, "cell birth");
 	if (!p->w_pidfd || !p->w_ctl || !p->w_disk || !p->w_console ||
 	    !p->timer)
 		return err_set(e, -ENOMEM, "no memory to watch a cell");
@@ -376,8 +377,7 @@ static void hello(struct cell_proc *p, struct wire_reader *r, int *fds,
 		proc_kill(p);
 		return;
 	}
-	eng_timer_destroy(p->timer);
-	p->timer = NULL;
+	eng_timer_stop(p->timer);
 	free(p->child);
 	p->child = NULL;
 	p->state = PROC_READY;
@@ -385,13 +385,22 @@ static void hello(struct cell_proc *p, struct wire_reader *r, int *fds,
 	class_proc_ready(p);
 }
 
-static void hello_late(void *ctx)
+static void birth_late(void *ctx)
 {
 	struct cell_proc *p = ctx;
 
-	snprintf(p->failed, sizeof(p->failed), "it was not ready in %d s",
-		 HELLO_TIMEOUT_MS / 1000);
+	snprintf(p->failed, sizeof(p->failed), "it was not %s in %d s",
+		 p->cell ? "running" : "ready",
+		 (p->cell ? START_TIMEOUT_MS : HELLO_TIMEOUT_MS) / 1000);
 	proc_kill(p);
+}
+
+void proc_expect_start(struct cell_proc *p, bool on)
+{
+	if (on)
+		eng_timer_set(p->timer, START_TIMEOUT_MS);
+	else
+		eng_timer_stop(p->timer);
 }
 
 // --- listening

@@ -153,6 +153,7 @@ int cell_send_start(struct eng_cell *cell, struct err *e)
 	if (rc)
 		return err_set(e, rc, "the shell takes no start: %s",
 			       strerror(-rc));
+	proc_expect_start(cell->proc, true);
 	if (!cell->own)
 		starting_soon(cell);
 	fd_close(&cell->kernel_fd);
@@ -287,6 +288,7 @@ static void lay_done(struct cell_job *j)
 			 "%s", lj->err.msg);
 	} else if (!cell->ended) {
 		cell->state = CELL_STARTING;
+		proc_expect_start(cell->proc, true);
 		if (simple_send(cell->proc->boot, CP_GO))
 			cell_end(cell, ENG_END_START, "the shell takes no GO");
 		starting_soon(cell);
@@ -303,6 +305,7 @@ void cell_mapped(struct eng_cell *cell)
 		return;
 	}
 	cell->state = CELL_LAYING;
+	proc_expect_start(cell->proc, false);
 	lj->job.work = lay_work;
 	lj->job.done = lay_done;
 	cell_job_run(cell, &lj->job);

@@ -336,6 +336,7 @@ static void on_started(struct eng_cell *cell, uint64_t mapped, uint64_t loaded,
 	cell->times.first_exit = first_exit;
 	cell->state = CELL_RUNNING;
 	fd_close(&cell->proc->boot);
+	proc_expect_start(cell->proc, false);
 	if (!cell->ended && cell->ev && cell->ev->started)
 		cell->ev->started(cell->ctx, &cell->times);
 }

@@ -70,7 +70,7 @@ struct cell_proc {
 	pid_t pid;
 	int pidfd, ctl, boot, disk, console, uffd, pagemap, statm;
 	struct eng_watch *w_pidfd, *w_ctl, *w_disk, *w_console, *w_uffd;
-	struct eng_timer *timer; // while spawning
+	struct eng_timer *timer; // while spawning or starting
 	uint64_t mem_base, mem_bytes;
 	uint64_t rss_birth; // private bytes before there was a guest
 	unsigned jobs;
@@ -162,6 +162,8 @@ void proc_kill(struct cell_proc *p);
 // The proc broke the protocol: it is killed, its cell ends as FATAL.
 void proc_violation(struct cell_proc *p, const char *what);
 void proc_job_done(struct cell_proc *p);
+// From now on (or no longer) the proc is expected to report its start.
+void proc_expect_start(struct cell_proc *p, bool on);
 // Counts one message; false (and killed) when there are too many.
 bool proc_credit(struct cell_proc *p);
 uint64_t proc_private_bytes(const struct cell_proc *p);
