@@ -639,9 +639,11 @@ uint64_t eng_reg_event(struct reg_txn *t, json_t *ev)
 
 uint64_t eng_reg_commit(struct reg_txn *t)
 {
-	t->seq = ++t->reg->queued;
-	reg_db_put(t->reg->db, t);
-	return t->reg->queued;
+	struct eng_reg *r = t->reg;
+
+	t->seq = ++r->queued;
+	reg_db_put(r->db, t); // from here on it is the writer's
+	return r->queued;
 }
 
 // --- events ------------------------------------------------------------------

@@ -521,5 +521,6 @@ void eng_vms_destroy(struct eng_vms *m)
 		vms[i]->live = NULL;
 	}
 	eng_timer_destroy(m->gc_timer);
+	vm_store_fini(m);
 	free(m);
 }

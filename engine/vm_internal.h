@@ -58,6 +58,7 @@ struct eng_vm {
 };
 
 struct snaps_drop;
+struct gc_job;
 
 struct eng_vms {
 	struct eng_vms_env env;
@@ -68,6 +69,8 @@ struct eng_vms {
 	bool stopping;
 	struct eng_timer *gc_timer;
 	bool gc_running, gc_again;
+	struct gc_job *gc;	  // the one that runs
+	struct snaps_drop *drops; // under way
 };
 
 // --- vm.c ------------------------------------------------------------------
@@ -91,6 +94,12 @@ void vm_arm_deadline(struct eng_vm *v);
 // --- vm_ops.c --------------------------------------------------------------
 
 void vm_cell_gone(void *ctx, enum eng_end why, const char *detail);
+
+// --- vm_store.c
+// -------------------------------------------------------------
+
+// At the end: what the workers left undone is for the next thawd to find.
+void vm_store_fini(struct eng_vms *m);
 
 // --- vm_talk.c -------------------------------------------------------------
 

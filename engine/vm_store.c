@@ -36,6 +36,7 @@ static void gc_done(void *ctx)
 		log_info("store: %llu KiB freed",
 			 (unsigned long long)(j->freed >> 10));
 	free(j);
+	m->gc = NULL;
 	m->gc_running = false;
 	if (m->gc_again)
 		eng_timer_set(m->gc_timer, GC_DELAY_MS);
@@ -55,6 +56,7 @@ static void gc_due(void *ctx)
 	if (!j)
 		return; // the next removal asks again
 	j->m = m;
+	m->gc = j;
 	m->gc_running = true;
 	eng_job_run(m->env.jobs, gc_work, gc_done, j);
 }
@@ -71,12 +73,21 @@ static void gc_soon(struct eng_vms *m)
 // ------------------------------------------------------------------
 
 struct snaps_drop {
+	struct snaps_drop *next, **link;
 	struct eng_vms *m;
 	size_t n;
 	struct pgc_id ids[8];
 	struct err e;
 	int rc;
 };
+
+static void drop_free(struct snaps_drop *d)
+{
+	*d->link = d->next;
+	if (d->next)
+		d->next->link = d->link;
+	free(d);
+}
 
 static void drop_work(void *ctx)
 {
@@ -100,7 +111,7 @@ static void drop_done(void *ctx)
 	if (d->rc) // the next start finds and removes it
 		log_warn("a snapshot could not be removed: %s", d->e.msg);
 	gc_soon(d->m);
-	free(d);
+	drop_free(d);
 }
 
 static void drop_durable(void *ctx)
@@ -121,12 +132,24 @@ void eng_snaps_drop(struct eng_vms *m, uint64_t seq, const struct pgc_id *ids,
 		if (!d)
 			abort();
 		d->m = m;
+		d->next = m->drops;
+		d->link = &m->drops;
+		if (d->next)
+			d->next->link = &d->next;
+		m->drops = d;
 		d->n = MIN(n, ARRAY_SIZE(d->ids));
 		memcpy(d->ids, ids, d->n * sizeof(*ids));
 		ids += d->n;
 		n -= d->n;
 		eng_reg_after(m->env.reg, seq, drop_durable, d);
 	}
+}
+
+void vm_store_fini(struct eng_vms *m)
+{
+	while (m->drops)
+		drop_free(m->drops);
+	free(m->gc);
 }
 
 // --- at start
