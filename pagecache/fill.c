@@ -155,8 +155,8 @@ void filler_forget(struct filler *f, struct pgc_template *t)
 
 // A batch that already reads one of these clusters goes before others, and in
 // it those clusters before the rest.
-static void hurry(struct batch *b, const struct pgc_template *t, uint64_t first,
-		  uint64_t count)
+static void hurry(struct filler *f, struct batch *b,
+		  const struct pgc_template *t, uint64_t first, uint64_t count)
 {
 	unsigned front = b->at;
 
@@ -167,7 +167,10 @@ static void hurry(struct batch *b, const struct pgc_template *t, uint64_t first,
 			continue;
 		b->clusters[i] = b->clusters[front];
 		b->clusters[front++] = c;
+	}
+	if (front > b->at && !b->urgent) {
 		b->urgent = true;
+		io_hurry(f->io, b);
 	}
 }
 
@@ -184,9 +187,9 @@ int filler_request(struct filler *f, struct pgc_template *t, uint64_t first,
 	if (!urgent)
 		return 0;
 	for (struct batch *b = f->active; b; b = b->next)
-		hurry(b, t, first, count);
+		hurry(f, b, t, first, count);
 	for (struct batch *b = f->ready; b; b = b->next)
-		hurry(b, t, first, count);
+		hurry(f, b, t, first, count);
 	return 0;
 }
 

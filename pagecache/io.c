@@ -117,6 +117,24 @@ void io_clear(struct io *io)
 	(void)!read(io->efd, &v, sizeof(v));
 }
 
+// Reads of this batch that nobody has begun go before what is not urgent.
+void io_hurry(struct io *io, const struct batch *b)
+{
+	struct io_list all;
+	struct io_read *r;
+
+	must_lock(&io->lock); // io_uring: not shared, no harm
+	all = io->wait[0];
+	if (!all.head)
+		list_init(&all);
+	list_init(&io->wait[0]);
+	while ((r = list_take(&all))) {
+		r->urgent = r->urgent || r->batch == b;
+		list_add(&io->wait[r->urgent], r);
+	}
+	must_unlock(&io->lock);
+}
+
 // --- threads -----------------------------------------------------------------
 
 static void *io_thread(void *arg)

@@ -514,6 +514,7 @@ static int open_path(struct pgc_store *s, const char *path,
 int map_open(struct pgc_store *s, const struct pgc_id *id, struct map **out,
 	     struct err *e)
 {
+	struct err own = ERR_INIT; // tries that fail leave nothing in *e
 	char path[64];
 	int rc = 0;
 
@@ -521,13 +522,17 @@ int map_open(struct pgc_store *s, const struct pgc_id *id, struct map **out,
 	// A collection may move pages to another pack and delete the old one
 	// between our reading the file and pinning: then the file is new too.
 	for (int tries = 0; tries < 4; tries++) {
-		rc = open_path(s, path, id, NULL, out, e);
+		rc = open_path(s, path, id, NULL, out, &own);
 		if (rc != -ESTALE)
-			return rc;
+			break;
 	}
-	if (e)
-		e->code = -EBADMSG;
-	return -EBADMSG;
+	if (rc == -ESTALE)
+		rc = -EBADMSG;
+	if (rc && e) {
+		*e = own;
+		e->code = rc;
+	}
+	return rc;
 }
 
 int map_open_base(struct pgc_store *s, const uint8_t uid[16], struct map **out,

@@ -328,6 +328,7 @@ int io_fd(const struct io *io);
 bool io_is_uring(const struct io *io);
 void io_queue(struct io *io, struct io_read *r); // then io_submit()
 void io_submit(struct io *io);
+void io_hurry(struct io *io, const struct batch *b);
 struct io_read *io_reap(struct io *io); // a list of finished reads, or NULL
 void io_clear(struct io *io);		// the event was seen
 void io_poke(struct io *io);		// make the descriptor readable again

@@ -4,8 +4,8 @@
 //	index          page id -> location; may be lost (index.c)
 //	packs/UID.pack pages (pack.c)
 //	snaps/ID.snap  a published snapshot (map.c); ID.mem.ws, ID.disk.ws
-//beside it 	snaps/UID.base a removed snapshot that others build on 	tmp/ what is
-//not published yet; emptied at open
+// beside it 	snaps/UID.base a removed snapshot that others build on tmp/ what
+// is not published yet; emptied at open
 #include <dirent.h>
 #include <fcntl.h>
 #include <stdlib.h>

@@ -74,10 +74,12 @@ static void verify(unsigned thread, unsigned round, uint8_t *p, uint8_t *got)
 	struct err e = ERR_INIT;
 	struct pgc_snap *sn;
 
-	pages_of(p, thread, round);
-	check(!pgc_snap_open(store, &id, &sn, &e));
-	if (e.code)
+	int rc = pgc_snap_open(store, &id, &sn, &e);
+
+	check(!rc && !e.code);
+	if (rc)
 		return;
+	pages_of(p, thread, round);
 	check(!pgc_snap_read(sn, PGC_MEM, 0, got, N, &e));
 	check(!memcmp(p, got, (size_t)N * PGC_PAGE));
 	pgc_snap_unref(sn);

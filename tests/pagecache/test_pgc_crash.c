@@ -199,8 +199,7 @@ static void expect_sound(struct world *w, unsigned at)
 	bool acked = w->sh->acked || w->sh->retried;
 
 	cr_assert_lt(util_now_ns() - t0, 2000000000u);
-	cr_assert(!find_file(path, w->dir, "tmp", ""),
-		  "leftover: %s", path);
+	cr_assert(!find_file(path, w->dir, "tmp", ""), "leftover: %s", path);
 	expect_snap(w, s, 1);
 	expect_snap(w, s, 3);
 	if (w->op == &remove_op) {

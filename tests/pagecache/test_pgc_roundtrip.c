@@ -342,7 +342,7 @@ Test(roundtrip, worksets)
 	ok(pgc_snap_remove(s, &id, e));
 	cr_assert(access(path, F_OK));
 	publish(s, &id, NULL, p, 64, true); // another one of the same name
-	spew(path, side, len); // with the first one's list
+	spew(path, side, len);		    // with the first one's list
 	sn = open_snap(s, &id);
 	cr_assert_eq(pgc_snap_workset(sn, PGC_MEM, &got), 0);
 	pgc_snap_unref(sn);
