@@ -13,6 +13,10 @@
 #include "ag_spec.h"
 #include "agent.h"
 
+// What should come and does not is a failure, not a wait.
+TestSuite(call, .timeout = 30);
+TestSuite(log, .timeout = 30);
+
 static uint8_t buf[AGENT_FRAME_MAX + 64];
 static struct wire_writer w;
 
