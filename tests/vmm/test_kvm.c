@@ -4,10 +4,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/time.h>
 
 #include "vmm_guest.h"
 
@@ -207,6 +209,48 @@ Test(kvm, pause_before_the_threads)
 	cr_assert(guest_wait(&g, VMM_EV_READY, NULL));
 	cr_assert_eq(g.vm->vcpu[0].run->immediate_exit, 0);
 	guest_end(&g);
+}
+
+Test(kvm, largest_shape)
+{
+	struct guest g = guest_shell(32768ull << 20, 16);
+	struct vmm_event ev;
+
+	guest_boot(&g);
+	guest_go(&g);
+	cr_assert(guest_wait(&g, VMM_EV_READY, NULL));
+	for (unsigned i = 0; i < 16; i++)
+		for (int j = 0; j < 5000 && *guest_counter(&g, i) == 0; j++)
+			usleep(1000);
+	guest_stop_counting(&g);
+	for (unsigned i = 0; i < 16; i++) {
+		cr_assert(guest_wait(&g, VMM_EV_DOORBELL, &ev));
+		cr_assert_lt(ev.arg, 116, "%u", ev.arg);
+	}
+	guest_end(&g);
+}
+
+static void on_alarm(int sig)
+{
+	(void)sig;
+}
+
+// KVM_CREATE_VM and others give up with EINTR when a signal comes
+// (Firecracker's bug #5046).
+Test(kvm, signals_while_creating)
+{
+	struct sigaction sa = {.sa_handler = on_alarm};
+	struct itimerval every = {{0, 150}, {0, 150}}, never = {0};
+
+	sigaction(SIGALRM, &sa, NULL);
+	for (int i = 0; i < 20; i++) {
+		struct guest g;
+
+		setitimer(ITIMER_REAL, &every, NULL);
+		g = guest_shell(64ull << 20, 2);
+		setitimer(ITIMER_REAL, &never, NULL);
+		guest_end(&g);
+	}
 }
 
 static void count_calls(void *ctx, uint32_t events)

@@ -215,7 +215,7 @@ int vmm_state_host_check(int kvm_fd, const void *state, size_t len,
 
 // Checks (again, all of it) and applies a state to a shell of the same memory
 // size and vCPU count, whose memory is mapped already. Nothing touches KVM
-// before validation ended.
+// before validation ended. After an error the VM can only be destroyed.
 int vmm_state_load(struct vmm *vm, const void *state, size_t len,
 		   struct err *e);
 
