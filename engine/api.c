@@ -273,7 +273,7 @@ int api_wait_params(const struct http_req *r, unsigned *mask, uint64_t *ms,
 {
 	const char *wait = http_query(r, "wait");
 	const char *timeout = http_query(r, "timeout");
-	enum vm_state s;
+	enum vm_state s = VM_PENDING;
 	long seconds = 30;
 
 	*mask = 0;

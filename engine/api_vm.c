@@ -265,8 +265,8 @@ void api_run_microvm(struct api *a, struct http_req *r)
 	struct reg_vm *vm = NULL;
 	cleanup_free char *token = NULL;
 	uint8_t params[16];
-	unsigned mask;
-	uint64_t ms;
+	unsigned mask = 0;
+	uint64_t ms = 0;
 	json_t *body = check_body(r->body, r->body_len, &e), *t;
 	int rc = body ? check_run(body, &e) : -EINVAL;
 

@@ -274,7 +274,7 @@ int reg_db_load(struct reg_db *db, enum reg_table table,
 {
 	sqlite3_stmt *st;
 	char sql[96];
-	int rc = 0, step;
+	int rc = 0, step = SQLITE_DONE;
 
 	snprintf(sql, sizeof(sql), "SELECT key,doc,sum FROM %s",
 		 table_names[table]);
