@@ -284,9 +284,34 @@ int drv_add_indirect(struct drv *d, unsigned q, const struct seg *s, unsigned n)
 	return head;
 }
 
+// What Linux does (virtqueue_kick_prepare_split).
+static bool asked_to_ring(struct drv *d, unsigned q)
+{
+	struct drv_queue *dq = &d->q[q];
+	uint16_t event, old = dq->rung;
+
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	memcpy(&event, drv_ptr(d, dq->used + 4 + 8ull * dq->num, 2), 2);
+	dq->rung = dq->avail_idx;
+	return vring_need_event(event, dq->avail_idx, old);
+}
+
+bool drv_used_listen(struct drv *d, unsigned q)
+{
+	struct drv_queue *dq = &d->q[q];
+	uint16_t idx;
+
+	memcpy(drv_ptr(d, dq->avail + 4 + 2ull * dq->num, 2), &dq->used_seen,
+	       2);
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	memcpy(&idx, drv_ptr(d, dq->used + 2, 2), 2);
+	return idx != dq->used_seen;
+}
+
 void drv_kick(struct drv *d, unsigned q)
 {
-	drv_write(d, VIRTIO_MMIO_QUEUE_NOTIFY, q);
+	if (!d->polite || asked_to_ring(d, q))
+		drv_write(d, VIRTIO_MMIO_QUEUE_NOTIFY, q);
 	rig_run(d->rig);
 }
 

@@ -46,6 +46,7 @@ struct drv_queue {
 	uint16_t next[DRV_QSIZE_MAX]; // our own record of chains
 	uint16_t len[DRV_QSIZE_MAX];
 	unsigned nfree;
+	uint16_t rung; // avail_idx at the last look at avail_event
 };
 
 struct drv {
@@ -55,6 +56,7 @@ struct drv {
 	uint64_t features;
 	struct drv_queue q[VIO_MAX_QUEUES];
 	uint64_t heap; // next free guest address
+	bool polite; // rings only when the event index asks for it
 };
 
 uint32_t drv_read(struct drv *d, uint64_t off);
@@ -84,6 +86,9 @@ void drv_desc(struct drv *d, unsigned q, unsigned i, uint64_t gpa, uint32_t len,
 void drv_publish(struct drv *d, unsigned q, uint16_t head);
 // Rings, and lets the machine work.
 void drv_kick(struct drv *d, unsigned q);
+// Asks for an interrupt at the next used element (event index); true when there
+// is one already.
+bool drv_used_listen(struct drv *d, unsigned q);
 // Next used element: true and its head and length.
 bool drv_used(struct drv *d, unsigned q, uint16_t *head, uint32_t *len);
 bool drv_needs_reset(struct drv *d);
