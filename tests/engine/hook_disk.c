@@ -124,6 +124,7 @@ static const char *run(struct blkback *b, uint8_t *model, uint64_t bytes,
 		       bool read_only, unsigned *errors)
 {
 	static struct op o[DEPTH];
+	uint64_t last = 0;
 
 	for (int i = 0; i < DEPTH; i++) {
 		o[i].buf = malloc(MAX_LEN);
@@ -135,7 +136,11 @@ static const char *run(struct blkback *b, uint8_t *model, uint64_t bytes,
 		uint64_t off = (uint64_t)rnd((uint32_t)(bytes / 512)) * 512;
 		bool write = !read_only && rnd(3) == 0;
 
-		if (rnd(2)) { // as file systems do
+		if (rnd(4)) // near the last one, as file systems do
+			off = last + rnd(32 * 8) * 512;
+		off = MIN(off, bytes - 512);
+		last = off;
+		if (rnd(2)) { // whole blocks
 			len = ALIGN_UP(len, (size_t)4096);
 			off = ALIGN_DOWN(off, 4096ull);
 		}

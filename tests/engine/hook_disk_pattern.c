@@ -17,5 +17,7 @@ unsigned hook_disk_kind(uint32_t block, bool own)
 		return 0;
 	if (own && block >= 100 && block < 200)
 		return 2;
+	if (own && block >= 1000 && block % 16 < 12)
+		return 2;
 	return block % 8 == 7 ? 0 : 1;
 }
