@@ -45,13 +45,35 @@ start_thawd()
 		--kernel "$THAW_KERNEL" --initrd "$THAW_INITRD" \
 		>"$state/thawd.log" 2>&1 &
 	thawd=$!
+	# Without it every client of it fails, which ends a demo that hangs.
+	(
+		trap 'kill "$!" 2>/dev/null' EXIT
+		sleep "${DEMO_LIMIT:-2400}" &
+		wait "$!" && echo "demo: this takes too long" >&2 &&
+			kill -KILL "$thawd"
+	) </dev/null &
+	watchdog=$!
 	for ((n = 0; n < 300; n++)); do
-		! thaw version >/dev/null 2>&1 || return 0
+		! thaw ps -q >/dev/null 2>&1 || return 0
 		kill -0 "$thawd" 2>/dev/null || break
 		sleep 0.1
 	done
 	cat "$state/thawd.log" >&2
 	die "thawd did not start"
+}
+
+# shellcheck disable=SC2317 # called by a trap
+stop_thawd()
+{
+	local n
+
+	kill -TERM "$thawd" 2>/dev/null || true
+	for ((n = 0; n < 200; n++)); do
+		kill -0 "$thawd" 2>/dev/null || return 0
+		sleep 0.1
+	done
+	echo "demo: thawd does not end by itself; killing it" >&2
+	kill -KILL "$thawd" 2>/dev/null || true
 }
 
 # shellcheck disable=SC2317 # called by a trap
@@ -68,9 +90,9 @@ cleanup()
 			echo "demo: the end of thawd's log:" >&2
 			tail -n 30 "$state/thawd.log" >&2
 		}
-		kill -TERM "$thawd" 2>/dev/null || true
-		wait "$thawd" 2>/dev/null || true
+		stop_thawd
 	fi
+	[[ -z ${watchdog:-} ]] || kill "$watchdog" 2>/dev/null || true
 	[[ -z ${state:-} ]] || rm -rf "$state"
 	exit "$code"
 }
@@ -220,7 +242,7 @@ measure_sharing()
 {
 	local pid
 
-	pid=$(thaw inspect --json "${ids[0]}" | jq -er '.thaw.pid // .pid')
+	pid=$(thaw inspect --json "${ids[0]}" | jq -er .thaw.pid)
 	own_kib=$(awk '/^Anonymous:/{print $2}' "/proc/$pid/smaps_rollup")
 }
 
@@ -230,7 +252,7 @@ suspend_resume()
 
 	http POST "${ports[0]}" /file "written before the suspend" ||
 		die "copy1 did not take the file"
-	pid=$(thaw inspect --json "${ids[0]}" | jq -er '.thaw.pid // .pid')
+	pid=$(thaw inspect --json "${ids[0]}" | jq -er .thaw.pid)
 	[[ -d /proc/$pid ]] || die "copy1 has no process $pid"
 	t=$(now_ms)
 	thaw suspend "${ids[0]}" >/dev/null
@@ -255,12 +277,13 @@ suspend_resume()
 
 report()
 {
-	local image mem_raw note=''
+	local sizes mem_raw note=''
 
-	image=$(thaw images --json | jq -e '[.. | objects | select(.name? == "counter")][0]')
-	raw=$(jq -er .rawBytes <<<"$image")
-	stored=$(jq -er .storedBytes <<<"$image")
-	mem_raw=$(jq -er '.rawMemoryBytes // .rawBytes' <<<"$image")
+	sizes=$(thaw images --json |
+		jq -e '.[] | select(.name == "counter") | .versions[0].sizes')
+	mem_raw=$(jq -er .memoryNonZeroBytes <<<"$sizes")
+	raw=$((mem_raw + $(jq -er .diskNonZeroBytes <<<"$sizes")))
+	stored=$(jq -er '.uniqueBytes + .mapBytes' <<<"$sizes")
 	cold_ms=$(median "${cold[@]}")
 	thaw_ms=$(median "${thawed[@]}")
 	[[ $DEMO_MODE != kvmbox ]] || note=' (emulated: only ratios mean anything)'
@@ -315,6 +338,8 @@ keep()
 
 main()
 {
+	# Programs start sooner without a locale to load, also where emulated.
+	export LC_ALL=C
 	demo_start=$(now_ms)
 	forwards=() cold=() thawed=() ids=() ports=() uuids=()
 	trap cleanup EXIT

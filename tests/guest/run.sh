@@ -11,11 +11,14 @@
 #   THAW_ROOTFS    a tar of a Debian root file system with Flask
 #   THAW_WORK      an empty folder of its own, removed afterwards
 #
-# and has 600 s, or what a line "# timeout: SECONDS" in its head says. Output
-# goes to RESULTS/test_NAME.out, the exit code to RESULTS/test_NAME.code, and
-# a line for each test to standard output.
+# and has 600 s, or what a line "# timeout: SECONDS" in its head says. One whose
+# "# Usage:" line names BUILD_DIR gets the folder above THAW_BIN as its argument.
+# Output goes to RESULTS/test_NAME.out, the exit code to RESULTS/test_NAME.code,
+# and a line for each test to standard output.
 #
-#   --list   print the names of the tests and end
+#   --list     print the names of the tests and end
+#   --shared   several of these run with the same RESULTS, in boxes of their own:
+#              take only tests that no other one has taken
 set -euo pipefail
 
 HERE=$(cd "$(dirname "$0")" && pwd -P)
@@ -26,13 +29,25 @@ die()
 	exit 2
 }
 
+# The seconds a test has.
+limit_of()
+{
+	local limit
+
+	limit=$(sed -n '1,40s/^# timeout: \([0-9]*\).*/\1/p' "$HERE/$1" | head -n 1)
+	echo "${limit:-600}"
+}
+
+# Those that may take longest come first, for the sake of --shared.
 list_tests()
 {
 	local file
 
 	for file in "$HERE"/test_*.sh "$HERE"/test_*.py; do
-		[[ ! -x $file ]] || basename "$file"
-	done
+		[[ -x $file ]] || continue
+		file=$(basename "$file")
+		printf '%s %s\n' "$(limit_of "$file")" "$file"
+	done | sort -k1,1nr -k2 | cut -d' ' -f2
 }
 
 # Whatever a test left behind under its folder ends with it: thawd and its
@@ -48,14 +63,15 @@ reap()
 
 run_test()
 {
-	local file=$1 name limit code=0 start=$SECONDS
+	local file=$1 name code=0 start=$SECONDS args=()
 
 	name=${file%.*}
-	limit=$(sed -n '1,40s/^# timeout: \([0-9]*\).*/\1/p' "$HERE/$file" | head -n 1)
+	! grep -q '^# Usage:.*BUILD_DIR' "$HERE/$file" || args=("$(dirname "$bin")")
 	THAW_WORK=$(mktemp -d "$workroot/$name.XXXXXX")
 	export THAW_WORK
 	rm -f "$results/$name.code"
-	(cd "$THAW_WORK" && exec timeout --kill-after=10 "${limit:-600}" "$HERE/$file") \
+	(cd "$THAW_WORK" && exec timeout --kill-after=10 \
+		"$(limit_of "$file")" "$HERE/$file" "${args[@]}") \
 		>"$results/$name.out" 2>&1 </dev/null || code=$?
 	((code != 124)) || echo "# timed out" >>"$results/$name.out"
 	echo "$code" >"$results/$name.code"
@@ -75,12 +91,13 @@ main()
 {
 	local tests=() file
 
-	bin='' boot='' results='' failed=0
+	bin='' boot='' results='' shared='' failed=0
 	while (($#)); do
 		case $1 in
 		--bin) bin=${2:?} && shift ;;
 		--boot) boot=${2:?} && shift ;;
 		--results) results=${2:?} && shift ;;
+		--shared) shared=1 ;;
 		--list)
 			list_tests
 			exit 0
@@ -106,6 +123,8 @@ main()
 	mkdir -p "$workroot"
 	for file in "${tests[@]}"; do
 		[[ -x $HERE/$file ]] || die "no test $HERE/$file"
+		[[ -z $shared ]] || mkdir "$results/$file.taken" 2>/dev/null ||
+			continue
 		run_test "$file"
 	done
 	exit "$failed"
