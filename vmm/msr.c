@@ -14,6 +14,11 @@
 // there") and would dirty a page of every restored guest; the PMU's, which
 // these guests do not have.
 //
+// KVM keeps the MTRRs but does not list them. A machine with firmware starts
+// with them on and memory write-back, and Linux leaves PAT off without; so a
+// first boot sets that. A state holds those that are not zero, their value in a
+// new vCPU.
+//
 // KVM refuses to read some MSRs that it lists, depending on the processor and
 // on the guest's CPUID, which must be set before (KVM >= 6.13). Those are left
 // out of the state; when loading, a refusal is an error unless the register
@@ -25,9 +30,12 @@
 
 #include "vmm_internal.h"
 
+enum { MSR_LISTED_MAX = MSR_MAX - 32 }; // room for the MTRRs
+
 enum {
 	MSR_TSC = 0x10,
 	MSR_TSC_ADJUST = 0x3b,
+	MSR_MTRR_DEF = 0x2ff,
 	MSR_TSC_DEADLINE = 0x6e0,
 };
 
@@ -79,20 +87,53 @@ static int rank(uint32_t x)
 	}
 }
 
+static bool is_mtrr(uint32_t x)
+{
+	return in(x, 0x200, 0x20f) || x == 0x250 || x == 0x258 || x == 0x259 ||
+	       in(x, 0x268, 0x26f) || x == MSR_MTRR_DEF;
+}
+
+static void add_mtrrs(struct vmm *vm, uint32_t *n)
+{
+	for (uint32_t x = 0x200; x <= MSR_MTRR_DEF; x++) {
+		bool there = false;
+
+		for (uint32_t i = 0; i < *n; i++)
+			there = there || vm->msr_index[i] == x;
+		if (is_mtrr(x) && !there && *n < MSR_MAX)
+			vm->msr_index[(*n)++] = x;
+	}
+}
+
+int msr_boot(struct vcpu *v, struct err *e)
+{
+	struct {
+		struct kvm_msrs h;
+		struct kvm_msr_entry e;
+	} m = {.h.nmsrs = 1, .e = {.index = MSR_MTRR_DEF, .data = 0xc06}};
+
+	if (ioctl(v->fd, KVM_SET_MSRS, &m) != 1)
+		return err_sys(e, "setting the MTRRs of vCPU %u", v->index);
+	return 0;
+}
+
 int msr_list_init(struct vmm *vm, int kvm_fd, struct err *e)
 {
 	struct {
 		struct kvm_msr_list h;
 		uint32_t v[MSR_MAX];
-	} list = {.h.nmsrs = MSR_MAX};
+	} list = {.h.nmsrs = MSR_LISTED_MAX};
 	uint32_t n = 0;
 
 	if (ioctl(kvm_fd, KVM_GET_MSR_INDEX_LIST, &list) < 0)
 		return err_sys(e, "KVM_GET_MSR_INDEX_LIST");
-	for (int pass = 0; pass <= 4; pass++)
+	for (int pass = 0; pass <= 4; pass++) {
 		for (uint32_t i = 0; i < list.h.nmsrs; i++)
 			if (rank(list.v[i]) == pass && !msr_excluded(list.v[i]))
 				vm->msr_index[n++] = list.v[i];
+		if (pass == 2)
+			add_mtrrs(vm, &n);
+	}
 	vm->nmsrs = n;
 	return 0;
 }
@@ -122,6 +163,11 @@ int msr_save(struct vcpu *v, struct wire_writer *w, struct err *e)
 		m.nmsrs--;
 		vm->nmsrs = m.nmsrs;
 	}
+	n = 0;
+	for (uint32_t i = 0; i < m.nmsrs; i++)
+		if (m.e[i].data || !is_mtrr(m.e[i].index))
+			m.e[n++] = m.e[i];
+	m.nmsrs = n;
 	if (m.nmsrs && m.e[0].index == MSR_TSC) {
 		uint64_t tsc = m.e[0].data;
 

@@ -367,6 +367,8 @@ int vmm_boot(struct vmm *vm, const struct vmm_boot *boot, struct err *e)
 	rc = boot_load(&vm->mem, boot, &acpi, &entry, e);
 	if (rc == 0)
 		rc = vcpu_set_boot_regs(&vm->vcpu[0], entry, 0x7000, e);
+	for (unsigned i = 0; rc == 0 && i < vm->nvcpus; i++)
+		rc = msr_boot(&vm->vcpu[i], e);
 	if (rc == 0)
 		vm->booted = true;
 	return rc;

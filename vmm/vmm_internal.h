@@ -276,6 +276,7 @@ void tsc_align(struct vcpu *v, uint64_t *tsc);
 bool tsc_load(struct vcpu *v, uint64_t tsc);
 // msr.c
 int msr_list_init(struct vmm *vm, int kvm_fd, struct err *e);
+int msr_boot(struct vcpu *v, struct err *e);
 int msr_save(struct vcpu *v, struct wire_writer *w, struct err *e);
 int msr_check(const void *blob, size_t len, struct err *e);
 int msr_load(struct vcpu *v, const void *blob, size_t len, struct err *e);
