@@ -48,7 +48,7 @@ static uint64_t ms_since(uint64_t t)
 
 static void fail_with_output(struct eng_build *b, int rc, const char *what)
 {
-	char tail[220];
+	char tail[300];
 
 	build_tail_text(&b->tail, tail, sizeof(tail));
 	if (tail[0])
@@ -200,8 +200,8 @@ static void probe(struct eng_build *b)
 
 static void on_log(void *ctx, unsigned stream, const void *p, size_t n)
 {
-	(void)stream;
-	build_output(ctx, p, n);
+	if (stream != 3) // the agent's own lines are on the console already
+		build_output(ctx, p, n);
 }
 
 static void on_log_closed(void *ctx)

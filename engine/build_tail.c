@@ -22,21 +22,34 @@ void build_tail_add(struct build_tail *t, const void *p, size_t n)
 	t->len += n;
 }
 
+// Where the last whole lines begin that fit into `room` bytes once each line
+// break has become three; in the last line when that alone is too long.
+static size_t first_line(const struct build_tail *t, size_t len, size_t room)
+{
+	size_t from = len;
+
+	while (from > 0) {
+		size_t at = from - 1, need;
+
+		while (at > 0 && t->buf[at - 1] != '\n')
+			at--;
+		need = from - at + 3;
+		if (need > room)
+			return from == len ? len - MIN(len, room) : from;
+		room -= need;
+		from = at;
+	}
+	return from;
+}
+
 void build_tail_text(const struct build_tail *t, char *out, size_t cap)
 {
-	size_t len = t->len, from, o = 0;
+	size_t len = t->len, o = 0;
 
 	while (len && (unsigned char)t->buf[len - 1] <= ' ')
 		len--;
-	// Three bytes a line break at most; start at a whole line if one fits.
-	from = len > cap / 2 ? len - cap / 2 : 0;
-	if (from) {
-		const char *nl = memchr(t->buf + from, '\n', len - from);
-
-		if (nl)
-			from = (size_t)(nl - t->buf) + 1;
-	}
-	for (size_t i = from; i < len && o + 4 < cap; i++) {
+	for (size_t i = first_line(t, len, cap - 4); i < len && o + 4 < cap;
+	     i++) {
 		unsigned char c = (unsigned char)t->buf[i];
 
 		if (c == '\n') {

@@ -407,18 +407,22 @@ def execs():
         r = thaw("exec", ID, "x")
         check(r.returncode == want and text in r.stderr,
               f"errno {code} is exit code {want}", r)
-    for name, data in (("a reserved byte", struct.pack("<BBHI", 35, 1, 0, 0)),
-                       ("an unknown type", frame(99)),
-                       ("a frame of 4 GiB", struct.pack("<BBHI", 35, 0, 0,
-                                                        0xffffffff)),
-                       ("an exit code of 256", frame(EXIT, struct.pack("<I", 256))),
-                       ("a short exit", frame(EXIT, b"\0")),
-                       ("a short error", frame(ERROR, b"\0")),
-                       ("the end", b""), ("half a frame", frame(STDOUT, b"xx")[:9])):
+    for name, data, said in (
+            ("a reserved byte", struct.pack("<BBHI", 35, 1, 0, 0),
+             "a malformed frame"),
+            ("an unknown type", frame(99), "unknown type"),
+            ("a frame of 4 GiB", struct.pack("<BBHI", 35, 0, 0, 0xffffffff),
+             "a malformed frame"),
+            ("an exit code of 256", frame(EXIT, struct.pack("<I", 256)),
+             "malformed exit code"),
+            ("a short exit", frame(EXIT, b"\0"), "malformed exit code"),
+            ("a short error", frame(ERROR, b"\0"), "malformed error"),
+            ("the end", b"", "went away"),
+            ("half a frame", frame(STDOUT, b"xx")[:9], "went away")):
         run(lambda r, c, data=data: UPGRADE + data)
         r = thaw("exec", ID, "x")
-        check(r.returncode == 1 and r.stderr.startswith("thaw: exec: "),
-              f"hostile guest: {name}", r)
+        check(r.returncode == 1 and r.stderr.startswith("thaw: exec: ")
+              and said in r.stderr, f"hostile guest: {name}", r)
     run(lambda r, c: answer({}))
     check(thaw("exec", ID, "x").returncode == 1, "no upgrade is a failure")
     serve({f"POST /thaw/v1/microvms/{ID}/exec": answer(

@@ -161,7 +161,7 @@ thaw rm -f "$1" "$2" >/dev/null
 thaw events --since "$cursor" >"$log" 2>&1
 [[ $(grep -c TERMINATED "$log") == 2 ]] && ! grep -q "PENDING" "$log"
 ok $? "events --since goes on after a cursor"
-thaw events -f --since "$cursor" --json >"$work/follow" 2>&1 &
+"$BIN/thaw" events -f --since "$cursor" --json >"$work/follow" 2>&1 &
 follower=$!
 thaw run ring --name late >/dev/null
 for ((i = 0; i < 50; i++)); do

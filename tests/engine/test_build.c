@@ -800,9 +800,14 @@ Test(build_tail, keeps_the_end_and_no_control_characters)
 	build_tail_add(&t, "\nfirst\n\x1b[2Jsecond\x07\r\n\n", 22);
 	build_tail_text(&t, out, sizeof(out));
 	cr_assert_str_eq(out, "first | [2Jsecond");
+	t.len = 0;
+	build_tail_add(&t, "a line that has no room any more\n", 33);
+	build_tail_add(&t, "this one has\nand this one has, too\n", 35);
+	build_tail_text(&t, out, sizeof(out));
+	cr_assert_str_eq(out, "this one has | and this one has, too");
 	build_tail_add(&t, big, sizeof(big));
 	build_tail_text(&t, out, sizeof(out));
-	cr_assert_lt(strlen(out), sizeof(out));
+	cr_assert_eq(strlen(out), sizeof(out) - 4);
 	cr_assert_eq(out[0], 'x');
 	t.len = 0;
 	build_tail_text(&t, out, sizeof(out));

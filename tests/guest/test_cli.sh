@@ -58,7 +58,7 @@ www:x:33:33::/www:/bin/sh' >"$root/etc/passwd"
 	cat >"$root/bin/app" <<'EOS'
 #!/bin/sh
 echo "app is starting as $(id -u) in $(pwd) with $GREETING"
-exec httpd -f -p 8080 -h /www
+exec httpd -f -vv -p 8080 -h /www
 EOS
 	chmod 755 "$root/bin/app"
 }
@@ -127,9 +127,12 @@ is "$(thaw exec -e X=1 -u www -w /www a sh -c 'echo $X $(id -u) $(pwd)')" \
 	"1 33 /www" "exec -e -u -w"
 is "$(thaw exec a sh -c 'echo out; echo err >&2' 2>/dev/null)" "out" \
 	"standard output and error are apart"
-is "$(script -qec "'$THAW_BIN/thaw' exec -it a sh -c 'stty size; tty'" /dev/null \
-	</dev/null | tr -d '\r' | grep -c '^/dev/pts/')" 1 "exec -it has a terminal"
-thaw exec a sh -c 'echo only in a >/home/file'
+script -qec "'$THAW_BIN/thaw' exec -it a sh -c 'stty size; tty; exit 5'" \
+	"$THAW_WORK/typescript" </dev/null >"$log" 2>&1
+is $? 5 "exec -it passes the exit code"
+grep -q '^/dev/pts/' "$log"
+ok $? "exec -it has a terminal" "$log"
+thaw exec -u root a sh -c 'echo only in a >/home/file'
 thaw exec b cat /home/file >/dev/null 2>&1
 is $? 1 "what one copy writes the other does not have"
 one=$(thaw exec a hostname)
@@ -137,7 +140,7 @@ two=$(thaw exec b hostname)
 [[ -n $one && -n $two && $one != "$two" ]]
 ok $? "they are two machines: $one, $two"
 
-thaw forward a 0:8080 >"$THAW_WORK/fwd" 2>&1 &
+"$THAW_BIN/thaw" forward a 0:8080 >"$THAW_WORK/fwd" 2>&1 &
 fwd=$!
 for ((i = 0; i < 100; i++)); do
 	[[ -s $THAW_WORK/fwd ]] && break
@@ -153,8 +156,9 @@ kill -TERM "$fwd"
 wait "$fwd"
 is $? 0 "forward ends cleanly"
 fwd=
-thaw logs a | grep -q "app is starting"
-ok $? "logs have what the application printed"
+thaw logs a >"$log"
+grep -q "response:200" "$log"
+ok $? "logs have what the application printed" "$log"
 
 # --- suspend and resume ------------------------------------------------------------
 
