@@ -106,7 +106,10 @@ forward()
 	forwards+=("$!")
 	IFS= read -r -t 60 line <&"$fd" || die "thaw forward $1 gave no address:" \
 		"$(tail -n 1 "$state/forward.log")"
-	port=$(grep -oE '[0-9]+$' <<<"$line") || die "no port in '$line'"
+	# "127.0.0.1:40123 -> copy1:8080"
+	line=${line%% *}
+	port=${line##*:}
+	[[ $port =~ ^[0-9]+$ ]] || die "thaw forward: no port in '$line'"
 }
 
 # shellcheck disable=SC2261 # >&FD is no second redirection of 2
