@@ -829,7 +829,11 @@ def poweroff_asks_the_application_first(t):
 def poweroff_kills_one_that_does_not_end(t):
     other = Stage(t.binary, False, "c")
     try:
-        other.agent.start(["sh", "-c", "trap '' TERM; while :; do sleep 1; done"])
+        other.agent.start(["sh", "-c", "trap '' TERM; echo up; "
+                           "while :; do sleep 1; done"])
+        log = LogReader(other.agent)
+        log.until(1, b"up\n")  # from here it ignores TERM
+        log.close()
         start = time.monotonic()
         other.agent.freeze()  # also a frozen one
         other.agent.poweroff(500)
