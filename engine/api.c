@@ -227,12 +227,18 @@ static void send_answer(void *ctx)
 
 void api_answer(struct api *a, struct http_req *r, int status, json_t *body)
 {
+	api_answer_at(a, r, eng_reg_queued(a->reg), status, body);
+}
+
+void api_answer_at(struct api *a, struct http_req *r, uint64_t seq, int status,
+		   json_t *body)
+{
 	struct answer *an = malloc(sizeof(*an));
 
 	if (!an)
 		abort();
 	*an = (struct answer){r, status, body};
-	eng_reg_after(a->reg, eng_reg_queued(a->reg), send_answer, an);
+	eng_reg_after(a->reg, seq, send_answer, an);
 }
 
 json_t *api_bytes(const void *p, size_t n)

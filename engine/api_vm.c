@@ -118,7 +118,7 @@ static void run_over(void *ctx, struct reg_vm *vm, enum vm_wait_end how)
 		fail_vm(h->a, h->r, -EIO, vm, "MicroVM %s did not start",
 			vm->reason);
 	else
-		api_answer(h->a, h->r, 200, vm_shape(vm));
+		api_answer_at(h->a, h->r, vm->txn, 200, vm_shape(vm));
 	free(h);
 }
 
@@ -300,7 +300,7 @@ static void get_over(void *ctx, struct reg_vm *vm, enum vm_wait_end how)
 	struct held *h = ctx;
 
 	(void)how;
-	api_answer(h->a, h->r, 200, vm_shape(vm));
+	api_answer_at(h->a, h->r, vm->txn, 200, vm_shape(vm));
 	free(h);
 }
 
@@ -319,7 +319,7 @@ void api_get_microvm(struct api *a, struct http_req *r)
 	if (!vm)
 		return;
 	if (!mask)
-		api_answer(a, r, 200, vm_shape(vm));
+		api_answer_at(a, r, vm->txn, 200, vm_shape(vm));
 	else
 		eng_vm_wait(a->vms, vm, mask, false, ms, get_over,
 			    hold(a, r, true));
@@ -401,7 +401,7 @@ void api_list_microvms(struct api *a, struct http_req *r)
 	struct reg_vm *const *vms;
 	struct list_filter f;
 	size_t n, max = 0;
-	uint64_t after = 0;
+	uint64_t after = 0, seq = 0;
 	json_t *out, *items;
 
 	if (api_page_params(r, &max, &after, &e) ||
@@ -421,9 +421,10 @@ void api_list_microvms(struct api *a, struct http_req *r)
 			break;
 		}
 		json_array_append_new(items, vm_item(vms[i]));
+		seq = MAX(seq, vms[i]->txn);
 		after = vms[i]->seq;
 	}
-	api_answer(a, r, 200, out);
+	api_answer_at(a, r, seq, 200, out);
 }
 
 void api_inspect_microvm(struct api *a, struct http_req *r)
@@ -453,7 +454,7 @@ void api_inspect_microvm(struct api *a, struct http_req *r)
 			      (json_int_t)u.faults, "faultPages",
 			      (json_int_t)u.fault_pages));
 	}
-	api_answer(a, r, 200, j);
+	api_answer_at(a, r, vm->txn, 200, j);
 }
 
 // --- suspend, resume, terminate
@@ -471,7 +472,7 @@ static void op_over(void *ctx, struct reg_vm *vm, enum vm_wait_end how)
 	else if (how == VM_WAIT_OP && why[0])
 		fail_vm(h->a, h->r, -EIO, vm, "MicroVM %s", why);
 	else
-		api_answer(h->a, h->r, 200, json_object());
+		api_answer_at(h->a, h->r, vm->txn, 200, json_object());
 	free(h);
 }
 
@@ -497,7 +498,7 @@ void api_suspend_microvm(struct api *a, struct http_req *r)
 		eng_vm_wait(a->vms, vm, mask, true, ms, op_over,
 			    hold(a, r, false));
 	else
-		api_answer(a, r, 200, json_object());
+		api_answer_at(a, r, vm->txn, 200, json_object());
 }
 
 void api_resume_microvm(struct api *a, struct http_req *r)
@@ -526,9 +527,8 @@ static void terminate_over(void *ctx, struct reg_vm *vm, enum vm_wait_end how)
 {
 	struct held *h = ctx;
 
-	(void)vm;
 	(void)how; // TERMINATING is as good: it cannot come back
-	api_answer(h->a, h->r, 200, json_object());
+	api_answer_at(h->a, h->r, vm->txn, 200, json_object());
 	free(h);
 }
 

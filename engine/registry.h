@@ -86,6 +86,7 @@ struct reg_vm {
 	json_t *extra;	 // accepted members that are echoed: idlePolicy, ...
 	json_t *timings; // µs
 	struct eng_vm *live; // NULL once TERMINATED
+	uint64_t txn;	     // the transaction that holds it as it is now
 };
 
 struct reg_token {

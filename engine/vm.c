@@ -129,7 +129,8 @@ static uint64_t write_state(struct eng_vm *v, const char *from,
 	if (token)
 		eng_reg_put_token(t, token, params, v->r->id);
 	eng_reg_event(t, state_event(v->r, from));
-	return eng_reg_commit(t);
+	v->r->txn = eng_reg_commit(t);
+	return v->r->txn;
 }
 
 uint64_t vm_set_state(struct eng_vm *v, enum vm_state to, const char *code,

@@ -449,6 +449,107 @@ def test_max_duration(t):
     equal(g["state"], "TERMINATED", "also suspended, also after a restart")
 
 
+def test_clients_leave(t):
+    """Connections that are closed while their answer is being waited for."""
+    i = t.run("img").json["microvmId"]
+    t.mail(i, "slow 300\n")
+    paths = [f"GET {AWS}/microvms/{i}?wait=TERMINATED&timeout=30",
+             f"GET {AWS}/microvms/{i}?wait=SUSPENDED&timeout=30",
+             f"POST {AWS}/microvms/{i}/suspend?wait=SUSPENDED",
+             f"GET {OWN}/events?follow=1", f"GET {OWN}/doctor",
+             f"GET {OWN}/microvms/{i}/logs?follow=1"]
+    for p in paths * 3:
+        s = socket.socket(socket.AF_UNIX)
+        s.connect(t.sock)
+        s.sendall((p + " HTTP/1.1\r\nHost: x\r\n\r\n").encode())
+        s.close()
+    equal(t.vm(i, "?wait=SUSPENDED&timeout=10").json["state"], "SUSPENDED",
+          "what they asked for goes on")
+    t.end(i)
+    equal(t.get(OWN + "/version").status, 200, "thawd serves on")
+    # A build whose client leaves is cancelled.
+    s = socket.socket(socket.AF_UNIX)
+    s.connect(t.sock)
+    body = json.dumps({"name": "left", "kernel": KERNEL, "memoryMiB": 64})
+    s.sendall(f"POST {OWN}/images HTTP/1.1\r\nHost: x\r\nContent-Length: "
+              f"{len(body)}\r\n\r\n{body}".encode())
+    s.recv(20)
+    s.close()
+    for _ in range(100):
+        if t.host()["memory"]["committedMiB"] == 0:
+            break
+        time.sleep(0.05)
+    equal(t.host()["memory"]["committedMiB"], 0, "a cancelled build is over")
+    check("left" not in [x["name"] for x in t.images()],
+          "and left no image", t.images())
+
+
+def test_disk_full(_):
+    """No space: nothing is acknowledged that is not durable, nothing is lost."""
+    import subprocess
+    if os.geteuid():
+        check(True, "disk full # SKIP needs root")
+        return
+    t = Thawd(BIN, libexec=LIBEXEC)
+    os.makedirs(t.state)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", t.state],
+                   check=True)
+    filler = t.state + "/filler"
+    try:
+        t.start()
+        t.build(name="img", kernel=KERNEL, memoryMiB=64)
+        keep = t.run("img").json["microvmId"]
+        t.op(keep, "suspend", "?wait=SUSPENDED")
+        with open(filler, "wb", buffering=0) as f:
+            try:
+                while True:
+                    f.write(b"x" * 4096)
+            except OSError:
+                pass
+        before = t.events()[-1]["cursor"]
+        got = []
+
+        def slow():
+            got.append(t.run("img", name="late", labels={"x": "y" * 200}))
+        th = [threading.Thread(target=slow)]
+        th[0].start()
+        end = time.time() + 15
+        while time.time() < end and t.stats()["registry"]["healthy"]:
+            # What the log's last pages still had room for is answered.
+            if got:
+                got.clear()
+                t.end("late")
+                th.append(threading.Thread(target=slow))
+                th[-1].start()
+            time.sleep(0.05)
+        check(not t.stats()["registry"]["healthy"], "stats tell of it")
+        a = t.run("img")
+        errors(a, 500, "InternalServerException",
+               "registry cannot be written", "new runs are refused")
+        equal(t.vm(keep).json["state"], "SUSPENDED",
+              "what is durable is answered")
+        seen = t.events()[-1]["cursor"]
+        time.sleep(0.7)
+        equal(t.events()[-1]["cursor"], seen, "no event is told")
+        equal(len(got), 0, "the run is not answered")
+        os.unlink(filler)
+        for x in th:
+            x.join(20)
+        equal([a.status for a in got], [200], "it is when there is space")
+        check(t.stats()["registry"]["healthy"], "healthy again")
+        check(t.events()[-1]["cursor"] > before, "its events come")
+        t.kill9()
+        t.start()
+        equal(t.vm(keep).json["state"], "SUSPENDED", "and nothing was lost")
+        ev = t.events()
+        equal([e["cursor"] for e in ev], list(range(1, len(ev) + 1)),
+              "no event is missing or repeated")
+    finally:
+        t.stop()
+        subprocess.run(["umount", "-l", t.state])
+        t.remove()
+
+
 # --- tokens ----------------------------------------------------------------------
 
 def test_tokens(t):
@@ -764,7 +865,9 @@ def test_slow_readers(t):
     t.end(i)
     grown = rss_kib(pid) - before
     diag(f"50 readers that do not read: {grown} KiB")
-    check(grown < 50 * 300, "each costs a bounded amount", grown)
+    with open(f"/proc/{pid}/maps") as f:
+        padded = "libasan" in f.read()  # its red zones and quarantine count
+    check(padded or grown < 50 * 300, "each costs a bounded amount", grown)
     begin = time.time()
     equal(t.vm(i).json["state"], "TERMINATED", "others are served")
     check(time.time() - begin < 1, "at once")
