@@ -214,8 +214,8 @@ static void apply(struct vio_dev *d, const struct saved *s)
 	d->loaded = true;
 }
 
-// Leaves the device quiesced: vio_resume() starts it, once the rest of the machine
-// is in place (an interrupt raised before would be lost).
+// Leaves the device quiesced: vio_resume() starts it, once the rest of the
+// machine is in place (an interrupt raised before would be lost).
 int vio_load(struct vio_dev *d, struct wire_reader *r, struct err *e)
 {
 	struct wire_reader probe = *r;

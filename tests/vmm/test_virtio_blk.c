@@ -7,7 +7,7 @@
 #include "virt_disk.h"
 
 enum { MEM = 64 << 20, IN_FLIGHT_MAX = 64, REQ_MAX = 126 * 32768 };
-#define FEATURES                                                               \
+#define FEATURES \
 	(VIO_F_VERSION_1 | VIO_F_INDIRECT | VIO_F_EVENT_IDX | 0xffffffull)
 
 struct fix {
@@ -109,8 +109,8 @@ Test(virtio_blk, reads_writes_flushes_identifies)
 	struct req q;
 
 	cr_assert_eq(run(f, VIRTIO_BLK_T_IN, 3, 4096, &q), 0);
-	cr_assert_eq(memcmp(drv_ptr(&f->d, q.data, 4096), f->k.bytes + 1536,
-			    4096), 0);
+	cr_assert_eq(
+	    memcmp(drv_ptr(&f->d, q.data, 4096), f->k.bytes + 1536, 4096), 0);
 	q = req_new(f, VIRTIO_BLK_T_OUT, 100, 1024);
 	memset(drv_ptr(&f->d, q.data, 1024), 0x5c, 1024);
 	req_add(f, &q, true);
@@ -136,8 +136,9 @@ Test(virtio_blk, any_framing_is_understood)
 	struct virtio_blk_outhdr h = {VIRTIO_BLK_T_IN, 0, 2};
 	uint64_t at = drv_alloc(&f->d, 16), data = drv_alloc(&f->d, 2048);
 	struct seg s[] = {
-	    {at, 3, false},	   {at + 3, 12, false},	   {at + 15, 1, false},
-	    {data, 1, true},	   {data + 1, 511, true},  {data + 512, 0, true},
+	    {at, 3, false},	     {at + 3, 12, false},
+	    {at + 15, 1, false},     {data, 1, true},
+	    {data + 1, 511, true},   {data + 512, 0, true},
 	    {data + 512, 513, true}, // the last byte is the status
 	};
 	uint16_t head;
@@ -149,8 +150,8 @@ Test(virtio_blk, any_framing_is_understood)
 	drv_kick(&f->d, 0);
 	cr_assert(drv_used(&f->d, 0, &head, &len));
 	cr_assert_eq(len, 1025);
-	cr_assert_eq(memcmp(drv_ptr(&f->d, data, 1024), f->k.bytes + 1024,
-			    1024), 0);
+	cr_assert_eq(
+	    memcmp(drv_ptr(&f->d, data, 1024), f->k.bytes + 1024, 1024), 0);
 	cr_assert_eq(*(uint8_t *)drv_ptr(&f->d, data + 1024, 1), 0);
 	cr_assert_eq(*(uint8_t *)drv_ptr(&f->d, data + 1025, 1), 0xee);
 
@@ -214,8 +215,8 @@ Test(virtio_blk, giant_requests_are_refused)
 // there what was not offered.
 Test(virtio_blk, cve_2026_48914_no_scsi_and_nothing_not_offered)
 {
-	static const uint32_t types[] = {2, 3, 5, 6, 7, 9, 10, 11, 13, 14, 99,
-					 0x80000000, ~0u};
+	static const uint32_t types[] = {2,  3,	 5,  6,	 7,	     9,	 10,
+					 11, 13, 14, 99, 0x80000000, ~0u};
 	struct fix *f = fix_new();
 
 	cr_assert_not(f->d.features & 1ull << VIRTIO_BLK_F_DISCARD);
@@ -290,7 +291,8 @@ Test(virtio_blk, cve_2016_5403_in_flight_is_bounded)
 	for (unsigned i = 0; i < ARRAY_SIZE(q); i++) {
 		cr_assert_eq(req_status(f, &q[i]), 0);
 		cr_assert_eq(memcmp(drv_ptr(&f->d, q[i].data, 512),
-				    f->k.bytes + 512 * i, 512), 0);
+				    f->k.bytes + 512 * i, 512),
+			     0);
 	}
 	fix_free(f);
 }

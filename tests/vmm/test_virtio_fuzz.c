@@ -35,8 +35,9 @@ static uint64_t below(struct fuzz *f, uint64_t n)
 static uint64_t odd_gpa(struct fuzz *f)
 {
 	static const uint64_t special[] = {
-	    0, MEM - 1, MEM, MEM - 16, MEM - 4096, 0xd0000000, 0xffffffffull,
-	    1ull << 32, UINT64_MAX, UINT64_MAX - 15, 1ull << 63,
+	    0,		MEM - 1,	 MEM,		MEM - 16,
+	    MEM - 4096, 0xd0000000,	 0xffffffffull, 1ull << 32,
+	    UINT64_MAX, UINT64_MAX - 15, 1ull << 63,
 	};
 
 	return below(f, 2) ? special[below(f, ARRAY_SIZE(special))]
@@ -90,8 +91,8 @@ static void blk_chain(struct fuzz *f)
 
 	memcpy(drv_ptr(&f->d, at, 16), &h, 16);
 	for (; parts; parts--)
-		s[n++] = (struct seg){buffer_at(f),
-				      512 * (uint32_t)below(f, 9), in};
+		s[n++] =
+		    (struct seg){buffer_at(f), 512 * (uint32_t)below(f, 9), in};
 	s[n++] = (struct seg){at + 16, 1, true};
 	if (below(f, 2))
 		drv_add(&f->d, 0, s, n);
@@ -225,8 +226,7 @@ static void host_acts(struct fuzz *f)
 		}
 		break;
 	default:
-		send(f->hosts[i], block, below(f, sizeof(block)),
-		     MSG_NOSIGNAL);
+		send(f->hosts[i], block, below(f, sizeof(block)), MSG_NOSIGNAL);
 	}
 }
 
@@ -330,9 +330,9 @@ static void *scribble(void *arg)
 
 	while (!f->stop) {
 		uint64_t q = rnd_below(&seed, f->d.nq);
-		uint64_t off = rnd_below(&seed, 2) ? rnd_below(&seed, 0x400)
-						   : 0x4000 +
-						       rnd_below(&seed, 0x90);
+		uint64_t off = rnd_below(&seed, 2)
+				   ? rnd_below(&seed, 0x400)
+				   : 0x4000 + rnd_below(&seed, 0x90);
 		uint64_t v = rnd(&seed) >> (8 * rnd_below(&seed, 8));
 
 		memcpy(f->r.mem.base + 0x10000 + q * 0x10000 + (off & ~1ull),

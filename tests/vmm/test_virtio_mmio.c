@@ -139,6 +139,8 @@ Test(virtio_mmio, status_bits_cannot_be_cleared_one_by_one)
 	cr_assert_eq(drv_read(&f.d, VIRTIO_MMIO_STATUS), 0xb);
 	drv_write(&f.d, VIRTIO_MMIO_STATUS, 2); // DRIVER without ACK
 	cr_assert_eq(drv_read(&f.d, VIRTIO_MMIO_STATUS), 0xb);
+	drv_write(&f.d, VIRTIO_MMIO_STATUS, 4); // one bit forward, three back
+	cr_assert_eq(drv_read(&f.d, VIRTIO_MMIO_STATUS), 0xb);
 	drv_write(&f.d, VIRTIO_MMIO_STATUS, 0);
 	drv_write(&f.d, VIRTIO_MMIO_STATUS, 2);
 	cr_assert_eq(drv_read(&f.d, VIRTIO_MMIO_STATUS), 0);
@@ -171,10 +173,10 @@ Test(virtio_mmio, queues_can_be_programmed_only_in_their_time)
 Test(virtio_mmio, cve_2026_5747_geometry_is_latched_at_driver_ok)
 {
 	static const uint64_t regs[] = {
-	    VIRTIO_MMIO_QUEUE_NUM,	 VIRTIO_MMIO_QUEUE_DESC_LOW,
-	    VIRTIO_MMIO_QUEUE_DESC_HIGH, VIRTIO_MMIO_QUEUE_AVAIL_LOW,
+	    VIRTIO_MMIO_QUEUE_NUM,	  VIRTIO_MMIO_QUEUE_DESC_LOW,
+	    VIRTIO_MMIO_QUEUE_DESC_HIGH,  VIRTIO_MMIO_QUEUE_AVAIL_LOW,
 	    VIRTIO_MMIO_QUEUE_AVAIL_HIGH, VIRTIO_MMIO_QUEUE_USED_LOW,
-	    VIRTIO_MMIO_QUEUE_USED_HIGH, VIRTIO_MMIO_DRIVER_FEATURES,
+	    VIRTIO_MMIO_QUEUE_USED_HIGH,  VIRTIO_MMIO_DRIVER_FEATURES,
 	    VIRTIO_MMIO_QUEUE_READY,
 	};
 	struct virtq before;
@@ -311,9 +313,9 @@ Test(virtio_mmio, register_fuzz_in_every_state)
 		if (round % 4)
 			drv_init(&f.d, &f.r, f.d.dev, FEATURES, 16);
 		for (unsigned i = 0; i < 200; i++) {
-			uint64_t off = rnd_below(&seed, 4) ?
-				       rnd_below(&seed, 0x110) & ~3ull :
-				       rnd_below(&seed, 0x1000);
+			uint64_t off = rnd_below(&seed, 4)
+					   ? rnd_below(&seed, 0x110) & ~3ull
+					   : rnd_below(&seed, 0x1000);
 			uint64_t v = rnd(&seed);
 			unsigned len = 1u << rnd_below(&seed, 4);
 			uint8_t data[8];

@@ -28,7 +28,8 @@ Test(virtio_rng, fills_scattered_buffers_with_noise)
 	cr_assert_eq(memcmp(drv_ptr(&d, s[0].gpa, 64), zero, 64), 0);
 	cr_assert_neq(memcmp(drv_ptr(&d, s[1].gpa, 64), zero, 64), 0);
 	cr_assert_neq(memcmp(drv_ptr(&d, s[2].gpa, 64),
-			     drv_ptr(&d, s[2].gpa + 64, 64), 64), 0);
+			     drv_ptr(&d, s[2].gpa + 64, 64), 64),
+		      0);
 	drv_add(&d, 0, s, 1); // nothing writable
 	drv_kick(&d, 0);
 	cr_assert(drv_used(&d, 0, &head, &len));

@@ -9,7 +9,8 @@
 enum { MEM = 16 << 20, CAP = 16384 };
 #define BLK_FEATURES (VSK_FEATURES | 0xffffffull)
 
-// --- disk -----------------------------------------------------------------------
+// --- disk
+// -----------------------------------------------------------------------
 
 struct machine {
 	struct rig r;
@@ -162,9 +163,8 @@ Test(virtio_state, requests_in_the_ring_are_served_after_the_load)
 	memset(k->bytes + 2560, 0x77, 512);
 	for (unsigned i = 0; i < 3; i++) {
 		uint64_t at = drv_alloc(&m.d, 1024);
-		struct seg s[3] = {{at, 16, false},
-				   {at + 16, 512, true},
-				   {at + 528, 1, true}};
+		struct seg s[3] = {
+		    {at, 16, false}, {at + 16, 512, true}, {at + 528, 1, true}};
 
 		memcpy(drv_ptr(&m.d, at, 16), &h, 16);
 		vio_quiesce(m.d.dev);
@@ -190,6 +190,8 @@ Test(virtio_state, an_interrupt_that_was_not_acknowledged_is_raised_again)
 	struct wire_reader rd;
 	size_t len;
 	unsigned irqs;
+	uint16_t head;
+	uint32_t used;
 
 	rig_init(&r, MEM);
 	dev = vio_rng_create(&r.host);
@@ -204,11 +206,17 @@ Test(virtio_state, an_interrupt_that_was_not_acknowledged_is_raised_again)
 	rd = wire_reader_of(buf, len);
 	cr_assert_eq(vio_load(dev2, &rd, NULL), 0);
 	rig_run(&r);
+	drv_move(&n, &d, &r, dev2);
+	drv_add(&n, 0, &s, 1);
+	drv_kick(&n, 0);
+	vio_notify(dev2, 0);
+	cr_assert(drv_used(&n, 0, &head, &used));
+	cr_assert_not(drv_used(&n, 0, &head, &used));
 	cr_assert_eq(r.irqs, irqs, "before the machine is whole");
 	vio_resume(dev2);
 	rig_run(&r);
-	cr_assert_eq(r.irqs, irqs + 1);
-	drv_move(&n, &d, &r, dev2);
+	cr_assert(drv_used(&n, 0, &head, &used));
+	cr_assert_geq(r.irqs, irqs + 1);
 	cr_assert_eq(drv_read(&n, VIRTIO_MMIO_INTERRUPT_STATUS), 1);
 	vio_destroy(dev);
 	vio_destroy(dev2);
@@ -254,7 +262,8 @@ Test(virtio_state, every_stage_of_the_handshake_survives)
 	}
 }
 
-// --- vsock ----------------------------------------------------------------------
+// --- vsock
+// ----------------------------------------------------------------------
 
 // A restored copy of g, in a machine of its own.
 static struct guest *thaw(struct guest *g)
@@ -295,6 +304,7 @@ Test(virtio_state, firecracker_5688_local_ports_go_on)
 	for (int i = 0; i < 8; i++) {
 		c = connect_stream(n, 65536);
 		fresh = c.host_port;
+		cr_assert_eq(fresh, used[7] + 1 + (uint32_t)i);
 		close(c.fd);
 		rx_expect(n, VIRTIO_VSOCK_OP_SHUTDOWN);
 		for (int k = 0; k < 8; k++)
@@ -315,8 +325,7 @@ Test(virtio_state, streams_of_before_are_reset_in_order)
 	struct pkt p;
 	uint32_t seen = 0;
 
-	half.host_port =
-	    rx_expect(g, VIRTIO_VSOCK_OP_REQUEST).h.src_port;
+	half.host_port = rx_expect(g, VIRTIO_VSOCK_OP_REQUEST).h.src_port;
 	n = thaw(g);
 	vio_mmio_read(n->d.dev, 0x100, &cid, 8);
 	cr_assert_eq(cid, CID, "the guest keeps its address");
@@ -403,7 +412,8 @@ Test(virtio_state, closed_streams_leave_nothing_behind)
 	guest_free(g);
 }
 
-// --- hostile sections --------------------------------------------------------------
+// --- hostile sections
+// --------------------------------------------------------------
 
 // Offsets in a section (docs/VIRTIO.md).
 enum {

@@ -73,6 +73,11 @@ Test(vsock, connects_and_moves_bytes_both_ways)
 	guest_expect(g, &c, "ping");
 	tx(g, &c, OP_RW, 0, "pong", 4);
 	host_expect(&c, "pong");
+	for (int i = 0; i < 48; i++) { // no buffer is lost: all eight are there
+		g->hold_rx = i >= 40;
+		host_send(&c, "again");
+		guest_expect(g, &c, "again");
+	}
 	rx_none(g);
 	close(c.fd);
 	guest_free(g);
@@ -131,7 +136,7 @@ Test(vsock, unknown_streams_get_a_reset_and_resets_get_nothing)
 	rx_expect(g, OP_RST);
 	tx(g, &other, OP_RST, 0, NULL, 0);
 	rx_none(g);
-	h = hdr_of(&c, OP_RW); // not for us, or not from there
+	h = hdr_of(&c, OP_RST); // not for us, or not from there
 	h.dst_cid = 3;
 	tx_raw(g, &h, NULL, 0);
 	h.dst_cid = 2;
@@ -149,8 +154,8 @@ Test(vsock, unknown_streams_get_a_reset_and_resets_get_nothing)
 
 Test(vsock, operations_out_of_place_end_the_stream)
 {
-	static const uint16_t ops[] = {0, OP_REQUEST,
-				       VIRTIO_VSOCK_OP_RESPONSE, 8, 65535};
+	static const uint16_t ops[] = {0, OP_REQUEST, VIRTIO_VSOCK_OP_RESPONSE,
+				       8, 65535};
 	struct guest *g = guest_new(8);
 
 	for (size_t i = 0; i < ARRAY_SIZE(ops); i++) {

@@ -32,9 +32,9 @@ static long rss_kib(void)
 
 struct flow {
 	struct conn c;
-	uint64_t to_guest, from_guest;	   // bytes written by the sender
+	uint64_t to_guest, from_guest;	    // bytes written by the sender
 	uint64_t got_by_guest, got_by_host; // ... and taken by the receiver
-	uint32_t peer_alloc, peer_fwd;	   // the device's credit
+	uint32_t peer_alloc, peer_fwd;	    // the device's credit
 };
 
 static void flow_to_guest(struct flow *f, unsigned id, uint64_t total,
@@ -56,8 +56,7 @@ static void flow_from_guest(struct guest *g, struct flow *f, unsigned id,
 			    uint64_t total, uint64_t *seed)
 {
 	static uint8_t buf[65536];
-	uint32_t room = f->peer_alloc -
-			((uint32_t)f->from_guest - f->peer_fwd);
+	uint32_t room = f->peer_alloc - ((uint32_t)f->from_guest - f->peer_fwd);
 	uint64_t want = 1 + rnd_below(seed, sizeof(buf));
 	uint32_t n = (uint32_t)MIN(total - f->from_guest, want);
 
@@ -73,8 +72,8 @@ static void flow_from_guest(struct guest *g, struct flow *f, unsigned id,
 static void flow_host_reads(struct flow *f, unsigned id, uint64_t *seed)
 {
 	uint8_t buf[30000];
-	ssize_t n = recv(f->c.fd, buf, 1 + rnd_below(seed, sizeof(buf)),
-			 MSG_DONTWAIT);
+	ssize_t n =
+	    recv(f->c.fd, buf, 1 + rnd_below(seed, sizeof(buf)), MSG_DONTWAIT);
 
 	if (n > 0)
 		check_bytes(buf, (size_t)n, f->got_by_host, id);
@@ -338,8 +337,8 @@ Test(vsock_load, plain_rings)
 }
 
 // A driver that rings only when avail_event asks, and looks only after an
-// interrupt that used_event asked for, as Linux does: one lost wake-up on either
-// side and this stands still.
+// interrupt that used_event asked for, as Linux does: one lost wake-up on
+// either side and this stands still.
 Test(vsock_load, no_wake_up_is_lost_with_the_event_index)
 {
 	enum { TOTAL = 4 << 20 };

@@ -8,7 +8,8 @@
 #include <sys/epoll.h>
 #include <sys/mman.h>
 
-// --- the machine ----------------------------------------------------------------
+// --- the machine
+// ----------------------------------------------------------------
 
 static void on_irq(struct vmm *vm, unsigned index)
 {
@@ -71,8 +72,8 @@ void rig_init(struct rig *r, uint64_t mem_bytes)
 	cr_assert_neq((void *)r->map, MAP_FAILED);
 	r->mem.base = r->map + 4096;
 	r->mem.bytes = mem_bytes;
-	cr_assert_eq(
-	    mprotect(r->mem.base, mem_bytes, PROT_READ | PROT_WRITE), 0);
+	cr_assert_eq(mprotect(r->mem.base, mem_bytes, PROT_READ | PROT_WRITE),
+		     0);
 	r->epfd = epoll_create1(EPOLL_CLOEXEC);
 	for (unsigned i = 0; i < RIG_WATCHES; i++)
 		r->watches[i].fd = -1;
@@ -111,7 +112,8 @@ void rig_run(struct rig *r)
 	cr_assert_fail("the machine's epoll never becomes idle");
 }
 
-// --- registers ------------------------------------------------------------------
+// --- registers
+// ------------------------------------------------------------------
 
 uint32_t drv_read(struct drv *d, uint64_t off)
 {
@@ -195,7 +197,8 @@ void drv_move(struct drv *d, const struct drv *from, struct rig *r,
 	d->dev = dev;
 }
 
-// --- rings ----------------------------------------------------------------------
+// --- rings
+// ----------------------------------------------------------------------
 
 uint64_t drv_alloc(struct drv *d, uint64_t len)
 {
@@ -343,7 +346,8 @@ bool drv_needs_reset(struct drv *d)
 	return drv_read(d, VIRTIO_MMIO_STATUS) & VIO_S_NEEDS_RESET;
 }
 
-// --- state ----------------------------------------------------------------------
+// --- state
+// ----------------------------------------------------------------------
 
 size_t rig_save(struct vio_dev *dev, void *buf, size_t cap)
 {

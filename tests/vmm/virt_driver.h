@@ -56,7 +56,7 @@ struct drv {
 	uint64_t features;
 	struct drv_queue q[VIO_MAX_QUEUES];
 	uint64_t heap; // next free guest address
-	bool polite; // rings only when the event index asks for it
+	bool polite;   // rings only when the event index asks for it
 };
 
 uint32_t drv_read(struct drv *d, uint64_t off);

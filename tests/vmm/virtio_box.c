@@ -52,7 +52,8 @@ static void die(const char *what, const struct err *e)
 	exit(1);
 }
 
-// --- a machine ------------------------------------------------------------------
+// --- a machine
+// ------------------------------------------------------------------
 
 struct box {
 	struct vmm *vm;
@@ -62,7 +63,7 @@ struct box {
 	int timer, console_rd, console_wr;
 	bool up, off, fatal;
 	pthread_mutex_t lock; // of what other threads ask for
-	int want_fd;          // a socket to connect, or -1
+	int want_fd;	      // a socket to connect, or -1
 };
 
 static void finish(struct box *b, struct vmm_disk_req *r)
@@ -197,7 +198,8 @@ static void turn(struct box *b)
 	pthread_mutex_unlock(&b->lock);
 }
 
-// --- streams, each on a thread -----------------------------------------------------
+// --- streams, each on a thread
+// -----------------------------------------------------
 
 struct task {
 	struct box *b;
@@ -233,8 +235,7 @@ static void *echo_task(void *arg)
 		unsigned n = MIN(chunk, ECHO_BYTES - sent);
 
 		for (unsigned i = 0; i < n; i++)
-			out[i] = (uint8_t)((sent + i) * 11 +
-					   (unsigned)t->id);
+			out[i] = (uint8_t)((sent + i) * 11 + (unsigned)t->id);
 		if (util_write_all(t->fd, out, n) < 0 ||
 		    util_read_all(t->fd, in, n) < 0 || memcmp(in, out, n))
 			goto out;
@@ -363,7 +364,8 @@ static int ask(struct box *b, char what, char *text, unsigned s)
 	return in_time ? t.id : -1;
 }
 
-// --- the test -------------------------------------------------------------------
+// --- the test
+// -------------------------------------------------------------------
 
 struct blob {
 	void *p;

@@ -80,7 +80,8 @@ static int read_all(int fd, void *p, size_t n)
 	return 0;
 }
 
-// --- disk -----------------------------------------------------------------------
+// --- disk
+// -----------------------------------------------------------------------
 
 static void fill(uint8_t *p, uint32_t block, uint32_t gen)
 {
@@ -164,7 +165,8 @@ static void disk_load(int c)
 	write_all(c, &answer, 1);
 }
 
-// --- streams --------------------------------------------------------------------
+// --- streams
+// --------------------------------------------------------------------
 
 static void echo(int c)
 {
@@ -209,9 +211,8 @@ static void sink(int c)
 
 static void dial_host(int c)
 {
-	struct sockaddr_vm a = {.svm_family = AF_VSOCK,
-				.svm_cid = VMADDR_CID_HOST,
-				.svm_port = 5};
+	struct sockaddr_vm a = {
+	    .svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_HOST, .svm_port = 5};
 	int s = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	uint8_t e = 0;
 
