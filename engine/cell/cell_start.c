@@ -15,7 +15,7 @@
 
 #include "cell.h"
 
-enum { PAGE = 4096 };
+enum { PAGE = 4096, WARM_STACK = 48 * 1024 };
 
 struct start { // a START message, taken apart
 	int type;
@@ -203,26 +203,39 @@ static int start_boot(struct cell *c, struct start *st, struct err *e)
 	return 0;
 }
 
+// Most starts are a few hundred bytes; the pages beyond are not touched.
+static uint8_t start_msg[CP_MSG_MAX];
+static struct start start;
+
+// What the way to the guest will touch is there before the request is.
+static void __attribute__((noinline)) warm_up(void)
+{
+	volatile char stack[WARM_STACK];
+
+	for (size_t i = 0; i < sizeof(stack); i += PAGE)
+		stack[i] = 0;
+	for (size_t i = 0; i < 2 * PAGE; i += PAGE)
+		((volatile uint8_t *)start_msg)[i] = 0;
+	memset(&start, 0, sizeof(start));
+}
+
 static int receive_start(struct cell *c, struct err *e)
 {
-	// Most starts are a few hundred bytes; the pages beyond are not
-	// touched.
-	static uint8_t buf[CP_MSG_MAX];
-	static struct start st;
 	struct wire_reader r;
-	ssize_t n = cp_recv(CP_FD_BOOT, 0, buf, sizeof(buf), st.fds, &st.nfds);
+	ssize_t n = cp_recv(CP_FD_BOOT, 0, start_msg, sizeof(start_msg),
+			    start.fds, &start.nfds);
 	int rc;
 
 	if (n <= 0)
 		_exit(0); // thawd has no more use for this shell
-	r = wire_reader_of(buf, (size_t)n);
-	st.type = cp_head(&r);
-	if ((st.type != CP_START_THAW && st.type != CP_START_BOOT) ||
-	    cp_get_start(&r, (enum cp_type)st.type, &st.s))
+	r = wire_reader_of(start_msg, (size_t)n);
+	start.type = cp_head(&r);
+	if ((start.type != CP_START_THAW && start.type != CP_START_BOOT) ||
+	    cp_get_start(&r, (enum cp_type)start.type, &start.s))
 		return err_set(e, -EBADMSG, "expected a start");
-	rc = st.type == CP_START_THAW ? start_thaw(c, &st, e)
-				      : start_boot(c, &st, e);
-	if (!rc && st.next != st.nfds)
+	rc = start.type == CP_START_THAW ? start_thaw(c, &start, e)
+					 : start_boot(c, &start, e);
+	if (!rc && start.next != start.nfds)
 		rc = err_set(e, -EBADMSG, "a start with spare descriptors");
 	return rc;
 }
@@ -232,6 +245,7 @@ void *cell_vcpu0(void *arg)
 	struct cell *c = arg;
 	struct err e = ERR_INIT;
 
+	warm_up();
 	if (receive_start(c, &e))
 		cell_die(&e);
 	c->loaded_ns = util_now_ns();

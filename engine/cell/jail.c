@@ -114,8 +114,10 @@ int jail_enter(const struct jail_config *j, struct err *e)
 		return err_set(e, -EINVAL, "jail: refuses user 0");
 	if (syscall(SYS_close_range, j->first_closed, ~0u, 0) < 0)
 		return err_sys(e, "jail: cannot close descriptors");
-	if (setsid() < 0 && errno != EPERM)
-		return err_sys(e, "jail: cannot leave the session");
+	// Out of the reach of the terminal's signals. Not a session of its own:
+	// with the scheduler's autogroups, a busy host then lets a thaw wait.
+	if (setpgid(0, 0) < 0 && errno != EPERM)
+		return err_sys(e, "jail: cannot leave the process group");
 	if (unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWUTS) <
 	    0)
 		return err_sys(e, "jail: cannot make namespaces");
