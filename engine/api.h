@@ -53,6 +53,9 @@ json_t *api_next_token(uint64_t after);
 
 // Finds the microVM of seg[n]; answers by itself and returns NULL otherwise.
 struct reg_vm *api_vm_of(struct api *a, struct http_req *r, unsigned seg);
+// The running guest's cell for seg[3], or NULL after answering.
+struct eng_cell *api_cell_of(struct api *a, struct http_req *r, bool need_agent,
+			     struct reg_vm **out);
 json_t *api_seconds(uint64_t ms); // epoch milliseconds as AWS's timestamp
 json_t *api_text(const char *s);  // a string even when it is not UTF-8
 json_t *api_bytes(const void *p, size_t n); // likewise; other bytes become '?'
@@ -66,7 +69,7 @@ api_call api_run_microvm, api_get_microvm, api_list_microvms,
 api_call api_get_image, api_list_images, api_delete_image, api_get_version,
     api_list_versions, api_update_version, api_delete_version, api_build_image,
     api_thaw_images, api_thaw_image;
-// api_guest.c
+// api_exec.c, api_guest.c
 api_call api_exec, api_forward, api_logs, api_mailbox;
 // api_host.c
 api_call api_host, api_stats, api_doctor, api_version, api_events;

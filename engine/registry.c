@@ -5,42 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { RECENT = 2048, TOKEN_BUCKETS = 8192, PRUNE_EVERY = 1000 };
-
-struct token {
-	struct reg_token t;
-	struct token *chain;	     // same bucket
-	struct token *older, *newer; // by age
-};
-
-struct after {
-	struct after *next;
-	uint64_t seq;
-	void (*cb)(void *ctx);
-	void *ctx;
-};
-
-struct eng_reg {
-	struct reg_db *db;
-	struct reg_image **images;
-	size_t nimages;
-	struct reg_vm **vms;
-	size_t nvms;
-	uint64_t next_vm_seq;
-	struct token *buckets[TOKEN_BUCKETS], *oldest, *newest;
-	size_t ntokens;
-	uint64_t queued, durable;
-	uint64_t next_event, first_event, last_event;
-	struct {
-		uint64_t cursor;
-		char *text;
-	} recent[RECENT];
-	struct after *afters, **after_tail;
-	void (*on_events)(void *ctx);
-	void *on_events_ctx;
-};
-
-static void *must(void *p)
+void *reg_must(void *p)
 {
 	if (!p)
 		abort(); // out of memory for a few bytes: nothing to save
@@ -113,52 +78,52 @@ struct reg_vm *eng_reg_vm(const struct eng_reg *r, const char *id)
 	return NULL;
 }
 
-static void images_push(struct eng_reg *r, struct reg_image *im)
+void reg_images_push(struct eng_reg *r, struct reg_image *im)
 {
 	r->images =
-	    must(realloc(r->images, (r->nimages + 1) * sizeof(*r->images)));
+	    reg_must(realloc(r->images, (r->nimages + 1) * sizeof(*r->images)));
 	r->images[r->nimages++] = im;
 }
 
-static void versions_push(struct reg_image *im, struct reg_version *v)
+void reg_versions_push(struct reg_image *im, struct reg_version *v)
 {
-	im->versions = must(
+	im->versions = reg_must(
 	    realloc(im->versions, (im->nversions + 1) * sizeof(*im->versions)));
 	im->versions[im->nversions++] = v;
 }
 
-static void vms_push(struct eng_reg *r, struct reg_vm *vm)
+void reg_vms_push(struct eng_reg *r, struct reg_vm *vm)
 {
 	if ((r->nvms & (r->nvms - 1)) == 0) // grow at powers of two
-		r->vms = must(
+		r->vms = reg_must(
 		    realloc(r->vms, MAX(16u, r->nvms * 2) * sizeof(*r->vms)));
 	r->vms[r->nvms++] = vm;
 }
 
 struct reg_image *eng_reg_image_add(struct eng_reg *r, const char *name)
 {
-	struct reg_image *im = must(calloc(1, sizeof(*im)));
+	struct reg_image *im = reg_must(calloc(1, sizeof(*im)));
 
 	snprintf(im->name, sizeof(im->name), "%s", name);
 	im->created_ms = im->updated_ms = util_wall_ns() / 1000000;
-	images_push(r, im);
+	reg_images_push(r, im);
 	return im;
 }
 
 struct reg_version *eng_reg_version_add(struct reg_image *im)
 {
-	struct reg_version *v = must(calloc(1, sizeof(*v)));
+	struct reg_version *v = reg_must(calloc(1, sizeof(*v)));
 
 	snprintf(v->version, sizeof(v->version), "%u.0", ++im->last_major);
 	v->created_ms = im->updated_ms = util_wall_ns() / 1000000;
 	v->active = true;
-	versions_push(im, v);
+	reg_versions_push(im, v);
 	return v;
 }
 
 struct reg_vm *eng_reg_vm_add(struct eng_reg *r)
 {
-	struct reg_vm *vm = must(calloc(1, sizeof(*vm)));
+	struct reg_vm *vm = reg_must(calloc(1, sizeof(*vm)));
 	uint8_t b[16];
 
 	util_random(b, sizeof(b)); // 122 random bits: no clash
@@ -171,7 +136,7 @@ struct reg_vm *eng_reg_vm_add(struct eng_reg *r)
 		 b[10], b[11], b[12], b[13], b[14], b[15]);
 	vm->seq = r->next_vm_seq++;
 	vm->created_ms = util_wall_ns() / 1000000;
-	vms_push(r, vm);
+	reg_vms_push(r, vm);
 	return vm;
 }
 
@@ -189,16 +154,17 @@ static size_t bucket_of(const char *token)
 const struct reg_token *eng_reg_token(const struct eng_reg *r,
 				      const char *token)
 {
-	for (struct token *t = r->buckets[bucket_of(token)]; t; t = t->chain) {
+	for (struct reg_tok *t = r->buckets[bucket_of(token)]; t;
+	     t = t->chain) {
 		if (strcmp(t->t.token, token) == 0)
 			return &t->t;
 	}
 	return NULL;
 }
 
-static void token_push(struct eng_reg *r, struct token *t)
+void reg_token_push(struct eng_reg *r, struct reg_tok *t)
 {
-	struct token **b = &r->buckets[bucket_of(t->t.token)];
+	struct reg_tok **b = &r->buckets[bucket_of(t->t.token)];
 
 	t->chain = *b;
 	*b = t;
@@ -213,7 +179,7 @@ static void token_push(struct eng_reg *r, struct token *t)
 
 static void token_drop_oldest(struct eng_reg *r)
 {
-	struct token *t = r->oldest, **p;
+	struct reg_tok *t = r->oldest, **p;
 
 	for (p = &r->buckets[bucket_of(t->t.token)]; *p != t;)
 		p = &(*p)->chain;
@@ -227,194 +193,19 @@ static void token_drop_oldest(struct eng_reg *r)
 	free(t);
 }
 
-// --- loading -----------------------------------------------------------------
-
-struct loading {
-	struct eng_reg *r;
-	struct token **tokens;
-	size_t ntokens;
-};
-
-static int load_image(struct loading *ld, const char *key, json_t *doc,
-		      struct err *e)
-{
-	struct reg_image *im = must(calloc(1, sizeof(*im)));
-
-	images_push(ld->r, im); // freed with the model, also on error
-	return reg_undoc_image(im, key, doc, e);
-}
-
-static int load_version(struct loading *ld, const char *key, json_t *doc,
-			struct err *e)
-{
-	struct reg_version *v;
-	struct reg_image *im;
-	char name[REG_NAME_MAX + 1];
-	const char *slash = strchr(key, '/');
-
-	if (!slash || slash - key > REG_NAME_MAX)
-		return err_set(e, -EBADMSG,
-			       "versions row \"%.80s\" has a bad "
-			       "key",
-			       key);
-	memcpy(name, key, (size_t)(slash - key));
-	name[slash - key] = '\0';
-	im = eng_reg_image(ld->r, name);
-	if (!im)
-		return err_set(e, -EBADMSG,
-			       "versions row \"%.80s\" belongs to "
-			       "no image",
-			       key);
-	v = must(calloc(1, sizeof(*v)));
-	versions_push(im, v);
-	return reg_undoc_version(v, slash + 1, doc, e);
-}
-
-static int load_vm(struct loading *ld, const char *key, json_t *doc,
-		   struct err *e)
-{
-	struct reg_vm *vm = must(calloc(1, sizeof(*vm)));
-	int rc;
-
-	vms_push(ld->r, vm);
-	rc = reg_undoc_vm(vm, key, doc, e);
-	ld->r->next_vm_seq = MAX(ld->r->next_vm_seq, vm->seq + 1);
-	return rc;
-}
-
-static int load_token(struct loading *ld, const char *key, json_t *doc,
-		      struct err *e)
-{
-	struct token *t = must(calloc(1, sizeof(*t)));
-
-	if ((ld->ntokens & (ld->ntokens - 1)) == 0)
-		ld->tokens =
-		    must(realloc(ld->tokens, MAX(16u, ld->ntokens * 2) *
-						 sizeof(*ld->tokens)));
-	ld->tokens[ld->ntokens++] = t;
-	return reg_undoc_token(&t->t, key, doc, e);
-}
-
-static int load_row(void *ctx, const struct reg_db_row *row, struct err *e)
-{
-	struct loading *ld = ctx;
-	json_error_t je;
-	json_t *doc = json_loads(row->doc, JSON_REJECT_DUPLICATES, &je);
-	int rc;
-
-	if (!doc)
-		return err_set(e, -EBADMSG, "registry row \"%.64s\": %s",
-			       row->key, je.text);
-	switch (row->table) {
-	case REG_IMAGES:
-		rc = load_image(ld, row->key, doc, e);
-		break;
-	case REG_VERSIONS:
-		rc = load_version(ld, row->key, doc, e);
-		break;
-	case REG_VMS:
-		rc = load_vm(ld, row->key, doc, e);
-		break;
-	default:
-		rc = load_token(ld, row->key, doc, e);
-		break;
-	}
-	json_decref(doc);
-	return rc;
-}
-
-static int by_image_age(const void *a, const void *b)
-{
-	const struct reg_image *x = *(struct reg_image *const *)a;
-	const struct reg_image *y = *(struct reg_image *const *)b;
-
-	if (x->created_ms != y->created_ms)
-		return x->created_ms < y->created_ms ? -1 : 1;
-	return strcmp(x->name, y->name);
-}
-
-static int by_version(const void *a, const void *b)
-{
-	const struct reg_version *x = *(struct reg_version *const *)a;
-	const struct reg_version *y = *(struct reg_version *const *)b;
-	unsigned long m = strtoul(x->version, NULL, 10);
-	unsigned long n = strtoul(y->version, NULL, 10);
-
-	return m < n ? -1 : m > n;
-}
-
-static int by_seq(const void *a, const void *b)
-{
-	const struct reg_vm *x = *(struct reg_vm *const *)a;
-	const struct reg_vm *y = *(struct reg_vm *const *)b;
-
-	return x->seq < y->seq ? -1 : x->seq > y->seq;
-}
-
-static int by_token_age(const void *a, const void *b)
-{
-	const struct token *x = *(struct token *const *)a;
-	const struct token *y = *(struct token *const *)b;
-
-	return x->t.created_ms < y->t.created_ms
-		   ? -1
-		   : x->t.created_ms > y->t.created_ms;
-}
-
-static void sort_model(struct loading *ld)
-{
-	struct eng_reg *r = ld->r;
-
-	if (r->nimages)
-		qsort(r->images, r->nimages, sizeof(*r->images), by_image_age);
-	for (size_t i = 0; i < r->nimages; i++) {
-		struct reg_image *im = r->images[i];
-
-		if (im->nversions)
-			qsort(im->versions, im->nversions,
-			      sizeof(*im->versions), by_version);
-	}
-	if (r->nvms)
-		qsort(r->vms, r->nvms, sizeof(*r->vms), by_seq);
-	if (ld->ntokens)
-		qsort(ld->tokens, ld->ntokens, sizeof(*ld->tokens),
-		      by_token_age);
-	for (size_t i = 0; i < ld->ntokens; i++)
-		token_push(r, ld->tokens[i]);
-	free(ld->tokens);
-}
-
-static int load_all(struct eng_reg *r, struct err *e)
-{
-	struct loading ld = {.r = r};
-	int rc = 0;
-
-	// The order matters: versions look for their images.
-	for (unsigned t = 0; !rc && t < REG_EVENTS; t++)
-		rc = reg_db_load(r->db, (enum reg_table)t, load_row, &ld, e);
-	sort_model(&ld);
-	if (!rc)
-		rc = reg_db_event_range(r->db, &r->first_event, &r->last_event,
-					e);
-	if (!r->first_event)
-		r->first_event = r->last_event + 1;
-	r->next_event = r->last_event + 1;
-	return rc;
-}
-
 // --- commits -----------------------------------------------------------------
 
 static void committed(void *ctx, uint64_t seq, uint64_t last_event)
 {
 	struct eng_reg *r = ctx;
-	struct after **p = &r->afters, *due = NULL, **due_tail = &due;
+	struct reg_after **p = &r->afters, *due = NULL, **due_tail = &due;
 	bool events = last_event > r->last_event;
 
 	r->durable = MAX(r->durable, seq);
 	if (events)
 		r->last_event = last_event;
 	while (*p) {
-		struct after *a = *p;
+		struct reg_after *a = *p;
 
 		if (a->seq > r->durable) {
 			p = &a->next;
@@ -427,7 +218,7 @@ static void committed(void *ctx, uint64_t seq, uint64_t last_event)
 	}
 	r->after_tail = p;
 	while (due) {
-		struct after *a = due;
+		struct reg_after *a = due;
 
 		due = a->next;
 		a->cb(a->ctx);
@@ -440,13 +231,13 @@ static void committed(void *ctx, uint64_t seq, uint64_t last_event)
 void eng_reg_after(struct eng_reg *r, uint64_t seq, void (*cb)(void *ctx),
 		   void *ctx)
 {
-	struct after *a;
+	struct reg_after *a;
 
 	if (seq <= r->durable) {
 		cb(ctx);
 		return;
 	}
-	a = must(calloc(1, sizeof(*a)));
+	a = reg_must(calloc(1, sizeof(*a)));
 	a->seq = seq;
 	a->cb = cb;
 	a->ctx = ctx;
@@ -473,7 +264,7 @@ bool eng_reg_healthy(const struct eng_reg *r, struct err *e)
 
 struct reg_txn *eng_reg_begin(struct eng_reg *r)
 {
-	struct reg_txn *t = must(calloc(1, sizeof(*t)));
+	struct reg_txn *t = reg_must(calloc(1, sizeof(*t)));
 
 	t->reg = r;
 	t->tail = &t->ops;
@@ -482,7 +273,7 @@ struct reg_txn *eng_reg_begin(struct eng_reg *r)
 
 static struct reg_op *add_op(struct reg_txn *t, enum reg_table table)
 {
-	struct reg_op *op = must(calloc(1, sizeof(*op)));
+	struct reg_op *op = reg_must(calloc(1, sizeof(*op)));
 
 	op->table = table;
 	*t->tail = op;
@@ -492,8 +283,8 @@ static struct reg_op *add_op(struct reg_txn *t, enum reg_table table)
 
 static char *dump(json_t *doc)
 {
-	char *text =
-	    must(json_dumps(must(doc), JSON_COMPACT | JSON_REAL_PRECISION(15)));
+	char *text = reg_must(
+	    json_dumps(reg_must(doc), JSON_COMPACT | JSON_REAL_PRECISION(15)));
 
 	json_decref(doc);
 	return text;
@@ -505,7 +296,7 @@ static void op_put(struct reg_txn *t, enum reg_table table, const char *key,
 	struct reg_op *op = add_op(t, table);
 
 	op->what = REG_PUT;
-	op->key = must(strdup(key));
+	op->key = reg_must(strdup(key));
 	op->doc = dump(doc);
 }
 
@@ -514,7 +305,7 @@ static void op_del(struct reg_txn *t, enum reg_table table, const char *key)
 	struct reg_op *op = add_op(t, table);
 
 	op->what = REG_DEL;
-	op->key = must(strdup(key));
+	op->key = reg_must(strdup(key));
 }
 
 static void version_key(char *key, size_t cap, const struct reg_image *im,
@@ -597,13 +388,13 @@ void eng_reg_put_token(struct reg_txn *t, const char *token,
 		       const uint8_t params[16], const char *vm)
 {
 	struct eng_reg *r = t->reg;
-	struct token *n = must(calloc(1, sizeof(*n)));
+	struct reg_tok *n = reg_must(calloc(1, sizeof(*n)));
 
 	snprintf(n->t.token, sizeof(n->t.token), "%s", token);
 	memcpy(n->t.params, params, sizeof(n->t.params));
 	snprintf(n->t.vm, sizeof(n->t.vm), "%s", vm);
 	n->t.created_ms = util_wall_ns() / 1000000;
-	token_push(r, n);
+	reg_token_push(r, n);
 	op_put(t, REG_TOKENS, n->t.token, reg_doc_token(&n->t));
 	while (r->ntokens > REG_KEEP_TOKENS) {
 		op_del(t, REG_TOKENS, r->oldest->t.token);
@@ -627,7 +418,7 @@ uint64_t eng_reg_event(struct reg_txn *t, json_t *ev)
 	t->last_event = cursor;
 	free(r->recent[slot].text);
 	r->recent[slot].cursor = cursor;
-	r->recent[slot].text = must(strdup(op->doc));
+	r->recent[slot].text = reg_must(strdup(op->doc));
 	if (cursor % PRUNE_EVERY == 0 && cursor > REG_KEEP_EVENTS) {
 		op = add_op(t, REG_EVENTS);
 		op->what = REG_DEL_UPTO;
@@ -691,14 +482,14 @@ void eng_reg_get_stats(const struct eng_reg *r, struct reg_stats *out)
 int eng_reg_open(struct eng_reg **out, struct eng_loop *l, const char *path,
 		 bool *fresh, struct err *e)
 {
-	struct eng_reg *r = must(calloc(1, sizeof(*r)));
+	struct eng_reg *r = reg_must(calloc(1, sizeof(*r)));
 	int rc;
 
 	r->after_tail = &r->afters;
 	r->next_vm_seq = 1;
 	rc = reg_db_open(&r->db, l, path, fresh, e);
 	if (!rc)
-		rc = load_all(r, e);
+		rc = reg_load(r, e);
 	if (!rc)
 		rc = reg_db_start(r->db, committed, r, e);
 	if (rc) {
@@ -723,7 +514,7 @@ void eng_reg_close(struct eng_reg *r)
 	for (size_t i = 0; i < RECENT; i++)
 		free(r->recent[i].text);
 	while (r->afters) {
-		struct after *a = r->afters;
+		struct reg_after *a = r->afters;
 
 		r->afters = a->next;
 		free(a);

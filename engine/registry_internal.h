@@ -79,4 +79,49 @@ bool reg_db_healthy(struct reg_db *db, struct err *e);
 void reg_db_get_stats(struct reg_db *db, struct reg_stats *out);
 void reg_db_close(struct reg_db *db);
 
+// --- the model (registry.c)
+// ---------------------------------------------------
+
+enum { RECENT = 2048, TOKEN_BUCKETS = 8192, PRUNE_EVERY = 1000 };
+
+struct reg_tok {
+	struct reg_token t;
+	struct reg_tok *chain;	       // same bucket
+	struct reg_tok *older, *newer; // by age
+};
+
+struct reg_after {
+	struct reg_after *next;
+	uint64_t seq;
+	void (*cb)(void *ctx);
+	void *ctx;
+};
+
+struct eng_reg {
+	struct reg_db *db;
+	struct reg_image **images;
+	size_t nimages;
+	struct reg_vm **vms;
+	size_t nvms;
+	uint64_t next_vm_seq;
+	struct reg_tok *buckets[TOKEN_BUCKETS], *oldest, *newest;
+	size_t ntokens;
+	uint64_t queued, durable;
+	uint64_t next_event, first_event, last_event;
+	struct {
+		uint64_t cursor;
+		char *text;
+	} recent[RECENT];
+	struct reg_after *afters, **after_tail;
+	void (*on_events)(void *ctx);
+	void *on_events_ctx;
+};
+
+void *reg_must(void *p); // aborts for NULL
+void reg_images_push(struct eng_reg *r, struct reg_image *im);
+void reg_versions_push(struct reg_image *im, struct reg_version *v);
+void reg_vms_push(struct eng_reg *r, struct reg_vm *vm);
+void reg_token_push(struct eng_reg *r, struct reg_tok *t);
+int reg_load(struct eng_reg *r, struct err *e); // registry_load.c
+
 #endif
