@@ -26,6 +26,7 @@
 #include <sys/wait.h>
 
 #include "cells_priv.h"
+#include "procstate.h"
 
 enum {
 	HELLO_TIMEOUT_MS = 60000,
@@ -36,6 +37,7 @@ enum {
 	CONSOLE_CHUNK = 16384,
 	CONSOLE_LAST = 65536, // read at most so much after its death
 	CHILD_FD_BASE = 200,
+	LINGER_MS = 20,
 };
 
 // --- spawning ----------------------------------------------------------------
@@ -130,6 +132,7 @@ static void close_descriptors(struct cell_proc *p)
 	eng_watch_destroy(p->w_uffd);
 	eng_watch_destroy(p->w_pidfd);
 	eng_timer_destroy(p->timer);
+	eng_timer_destroy(p->linger);
 	fd_close(&p->ctl);
 	fd_close(&p->boot);
 	fd_close(&p->disk);
@@ -154,6 +157,7 @@ static void ctl_ready(void *ctx, unsigned what);
 static void disk_ready(void *ctx, unsigned what);
 static void console_ready(void *ctx, unsigned what);
 static void uffd_ready(void *ctx, unsigned what);
+static void proc_linger(void *ctx);
 static void birth_late(void *ctx);
 
 static int watch_proc(struct cell_proc *p, struct err *e)
@@ -169,8 +173,9 @@ static int watch_proc(struct cell_proc *p, struct err *e)
 	p->w_console = eng_watch_create(l, p->console, ENG_READ, console_ready,
 					p, "cell console");
 	p->timer = eng_timer_create(l, birth_late, p, "cell birth");
+	p->linger = eng_timer_create(l, proc_linger, p, "cell linger");
 	if (!p->w_pidfd || !p->w_ctl || !p->w_disk || !p->w_console ||
-	    !p->timer)
+	    !p->timer || !p->linger)
 		return err_set(e, -ENOMEM, "no memory to watch a cell");
 	eng_timer_set(p->timer, HELLO_TIMEOUT_MS);
 	return 0;
@@ -411,6 +416,8 @@ void proc_kill(struct cell_proc *p)
 	if (!p->exited)
 		syscall(SYS_pidfd_send_signal, p->pidfd, SIGKILL, NULL, 0);
 	p->dying = true;
+	if (p->linger)
+		eng_timer_set(p->linger, LINGER_MS);
 }
 
 void proc_violation(struct cell_proc *p, const char *what)
@@ -596,6 +603,52 @@ static void proc_reap(struct cell_proc *p)
 	proc_free(p);
 }
 
+// The kernel faults on behalf of a guest in workers of its own (KVM's
+// asynchronous page faults, whatever the guest's CPUID says). Such a worker keeps
+// the memory alive, may wait in a fault of it, and outlives the process (Linux
+// 6.1) or holds its exit up (6.8 and later). If its userfaultfd closed then, the
+// fault would put a page of zeroes into the template. So a dying cell lingers:
+// once no guest code can run any more its faults get private zeroes (faults.c),
+// and its descriptors close only when its memory is gone.
+static bool memory_gone(const struct cell_proc *p)
+{
+	struct uffdio_continue probe = {
+	    .range = {p->mem_base, PGC_PAGE},
+	    .mode = UFFDIO_CONTINUE_MODE_DONTWAKE,
+	};
+
+	return p->uffd < 0 || p->mem_bytes == 0 ||
+	       (ioctl(p->uffd, UFFDIO_CONTINUE, &probe) < 0 && errno == ESRCH);
+}
+
+static void wake_all(struct cell_proc *p)
+{
+	struct uffdio_range all = {p->mem_base, p->mem_bytes};
+
+	if (p->uffd >= 0 && p->mem_bytes)
+		(void)ioctl(p->uffd, UFFDIO_WAKE, &all);
+}
+
+// What waits in a fault of this memory asks anew, and is answered by
+// faults.c's rule for the dead.
+static void proc_linger(void *ctx)
+{
+	struct cell_proc *p = ctx;
+
+	if (p->exited && p->jobs == 0 && memory_gone(p)) {
+		proc_reap(p);
+		return;
+	}
+	if (proc_past_guest(p))
+		wake_all(p);
+	eng_timer_set(p->linger, LINGER_MS);
+}
+
+bool proc_past_guest(const struct cell_proc *p)
+{
+	return p->exited || eng_pid_exiting(p->pid);
+}
+
 static void pidfd_ready(void *ctx, unsigned what)
 {
 	struct cell_proc *p = ctx;
@@ -610,18 +663,11 @@ static void pidfd_ready(void *ctx, unsigned what)
 	p->dying = true;
 	eng_watch_set(p->w_ctl, 0);
 	eng_watch_set(p->w_disk, 0);
-	if (p->jobs == 0) {
-		proc_reap(p);
-	} else if (p->uffd >= 0) {
-		// A worker that waits in a fault of this memory asks anew.
-		struct uffdio_range all = {p->mem_base, p->mem_bytes};
-
-		(void)ioctl(p->uffd, UFFDIO_WAKE, &all);
-	}
+	proc_linger(p);
 }
 
 void proc_job_done(struct cell_proc *p)
 {
 	if (--p->jobs == 0 && p->exited)
-		proc_reap(p);
+		proc_linger(p);
 }

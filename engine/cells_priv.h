@@ -70,7 +70,8 @@ struct cell_proc {
 	pid_t pid;
 	int pidfd, ctl, boot, disk, console, uffd, pagemap, statm;
 	struct eng_watch *w_pidfd, *w_ctl, *w_disk, *w_console, *w_uffd;
-	struct eng_timer *timer; // while spawning or starting
+	struct eng_timer *timer;  // while spawning or starting
+	struct eng_timer *linger; // while dying
 	uint64_t mem_base, mem_bytes;
 	uint64_t rss_birth; // private bytes before there was a guest
 	unsigned jobs;
@@ -159,6 +160,9 @@ void class_proc_gone(struct cell_proc *p, const char *why);
 int proc_spawn(struct eng_cells *c, struct cell_class *class,
 	       struct cell_proc **out, struct err *e);
 void proc_kill(struct cell_proc *p);
+// True once no instruction of the guest can run again: the process is dead, or
+// every thread of it is on its way out.
+bool proc_past_guest(const struct cell_proc *p);
 // The proc broke the protocol: it is killed, its cell ends as FATAL.
 void proc_violation(struct cell_proc *p, const char *what);
 void proc_job_done(struct cell_proc *p);

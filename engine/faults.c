@@ -154,6 +154,26 @@ static void give_cluster(struct cell_proc *p, struct pgc_template *t,
 	(void)ioctl(p->uffd, UFFDIO_WAKE, &wake); // ESRCH: it is dying
 }
 
+// No guest code can run any more, but a worker of the kernel still waits in a
+// fault of the memory: it gets a private page of zeroes, which nobody reads and
+// which leaves the template as it is.
+static void give_grave(struct cell_proc *p, uint64_t addr)
+{
+	static const _Alignas(PGC_PAGE) uint8_t zeroes[PGC_PAGE];
+	struct uffdio_copy c = {
+	    .dst = ALIGN_DOWN(addr, (uint64_t)PGC_PAGE),
+	    .src = (uintptr_t)zeroes,
+	    .len = PGC_PAGE,
+	};
+
+	// ESRCH: gone meanwhile; EEXIST: another worker's page.
+	if (ioctl(p->uffd, UFFDIO_COPY, &c) < 0) {
+		struct uffdio_range wake = {c.dst, PGC_PAGE};
+
+		(void)ioctl(p->uffd, UFFDIO_WAKE, &wake);
+	}
+}
+
 // --- events
 // ----------------------------------------------------------------------
 
@@ -193,10 +213,13 @@ static void serve(struct cell_proc *p, const struct uffd_msg *m)
 		proc_violation(p, "a fault outside of its memory");
 		return;
 	}
-	// While it is being killed nothing may be woken. Once it is dead, a
-	// worker that still copies from its memory may wait here.
-	if (cell->ended && !p->exited)
+	if (cell->ended) {
+		// While guest code may run nothing is given: proc_linger()
+		// wakes the fault once none can, and it comes again.
+		if (proc_past_guest(p))
+			give_grave(p, addr);
 		return;
+	}
 	t = cell->base->tmpl[PGC_MEM];
 	cluster = (uint32_t)((addr - p->mem_base) / PGC_PAGE / CL);
 	cell->faults++;
@@ -268,8 +291,8 @@ static void cluster_done(struct eng_snap *sn, enum pgc_stream st,
 		next = w->next;
 		if (w->disk)
 			disk_fill_done(w->disk, cluster, rc);
-		else if (w->proc->cell->ended && !w->proc->exited)
-			; // as in serve()
+		else if (w->proc->cell->ended)
+			; // as in serve(): it will be woken and ask again
 		else if (rc)
 			cell_end(w->proc->cell, ENG_END_MEMORY,
 				 "a page of its memory could not be had: %s",

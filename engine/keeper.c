@@ -19,10 +19,13 @@
 
 #include "cellproto.h"
 #include "keeper.h"
+#include "procstate.h"
 
 // One record: op u32, what u32, id u64, little-endian, and for HOLD one
 // descriptor.
 enum { KEEPER_OP_HOLD = 1, KEEPER_OP_DROP = 2, KEEPER_MSG = 16 };
+// How long an exit may take before it counts as one that waits for us.
+enum { DEATH_POLL_MS = 2000 };
 
 struct held {
 	uint64_t id;
@@ -121,9 +124,15 @@ static void end_cells(struct keeper *k)
 		if (k->held[i].what != ENG_KEEP_CELL_PIDFD)
 			continue;
 		// A process that is past its last instruction but not yet
-		// reaped is dead enough: its memory is gone.
-		while (poll(&p, 1, -1) < 0 && errno == EINTR)
-			;
+		// reaped is dead enough. So is one whose exit waits for a
+		// worker of the kernel in a fault that nobody serves any more
+		// (cell_proc.c, proc_linger()): it ends when this closes.
+		while (poll(&p, 1, DEATH_POLL_MS) <= 0) {
+			pid_t pid = eng_pidfd_pid(k->held[i].fd);
+
+			if (pid == -ESRCH || (pid > 0 && eng_pid_exiting(pid)))
+				break;
+		}
 	}
 	for (size_t i = 0; i < k->n; i++)
 		close(k->held[i].fd);

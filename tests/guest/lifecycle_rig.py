@@ -1,0 +1,159 @@
+"""What the tests of the whole lifecycle with real Linux guests share: an image
+of a Debian with tests/guest/pattern_app.py, and short hands for its clones.
+
+From tests/guest/run.sh: THAW_BIN, THAW_KERNEL, THAW_INITRD, THAW_ROOTFS,
+THAW_WORK.
+"""
+import http.client
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "engine"))
+import thawd_rig as rig  # noqa: E402
+
+BIN = os.environ["THAW_BIN"]
+WORK = os.environ["THAW_WORK"]
+PORT = 9090
+
+
+def rootfs_with(app, name="app.py"):
+    """A copy of the root file system with the application in /opt."""
+    out = os.path.join(WORK, "rootfs.tar")
+    shutil.copyfile(os.environ["THAW_ROOTFS"], out)
+    with tarfile.open(out, "a") as tar:
+        info = tarfile.TarInfo("./opt/" + name)
+        info.size = len(app)
+        info.mode = 0o644
+        tar.addfile(info, io.BytesIO(app))
+    return out
+
+
+def pattern_app():
+    with open(os.path.join(HERE, "pattern_app.py"), "rb") as f:
+        return f.read()
+
+
+class Site:
+    """A thawd with an image, driven by the command line."""
+
+    def __init__(self, *flags):
+        self.thawd = rig.Thawd(
+            os.path.join(BIN, "thawd"), "--kernel", os.environ["THAW_KERNEL"],
+            "--initrd", os.environ["THAW_INITRD"], *flags)
+        # On the work folder, not /tmp: enough room, and removed with it.
+        shutil.rmtree(self.thawd.dir)
+        self.thawd.dir = os.path.join(WORK, "thawd")
+        os.mkdir(self.thawd.dir)
+        self.thawd.state = os.path.join(self.thawd.dir, "state")
+        self.thawd.sock = os.path.join(self.thawd.dir, "s")
+        self.thawd.log_path = os.path.join(self.thawd.dir, "log")
+        self.forwards = {}
+
+    def start(self):
+        self.thawd.start(timeout=60)
+        return self
+
+    def thaw(self, *args, ok=True, stdin=None, timeout=300):
+        """Runs the command line; its completed process."""
+        r = subprocess.run(
+            [os.path.join(BIN, "thaw"), "--socket", self.thawd.sock, *args],
+            input=stdin, stdin=None if stdin is not None else
+            subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            timeout=timeout)
+        if ok and r.returncode:
+            raise RuntimeError(f"thaw {' '.join(args)}: {r.returncode}\n" +
+                               r.stderr.decode(errors="replace")[-2000:])
+        return r
+
+    def out(self, *args, **kw):
+        return self.thaw(*args, **kw).stdout.decode(errors="replace").strip()
+
+    def build(self, name, rootfs, *options):
+        return self.thaw("build", name, "--rootfs", rootfs, "--port", str(PORT),
+                         "--memory", "384M", *options, "--", "/usr/bin/python3",
+                         "/opt/app.py", timeout=900)
+
+    def run(self, image, *options):
+        return self.out("run", image, "--wait", *options)
+
+    def sh(self, vm, script, **kw):
+        """A shell script in the guest; its standard output."""
+        return self.out("exec", vm, "/bin/sh", "-c", script, **kw)
+
+    def inspect(self, vm):
+        j = json.loads(self.out("inspect", "--json", vm))
+        return j[0] if isinstance(j, list) else j
+
+    def state(self, vm):
+        return self.inspect(vm)["state"]
+
+    def pid(self, vm):
+        return self.inspect(vm)["thaw"]["pid"]
+
+    def get(self, vm, path, timeout=240):
+        """GET of the application in the guest, over `thaw forward`."""
+        c = http.client.HTTPConnection("127.0.0.1", self.forward(vm),
+                                       timeout=timeout)
+        try:
+            c.request("GET", path)
+            r = c.getresponse()
+            body = r.read().decode(errors="replace")
+            if r.status != 200:
+                raise RuntimeError(f"GET {path}: {r.status} {body[:300]}")
+            return body
+        finally:
+            c.close()
+
+    def forward(self, vm):
+        """The local port that leads to the application."""
+        if vm not in self.forwards:
+            p = subprocess.Popen(
+                [os.path.join(BIN, "thaw"), "--socket", self.thawd.sock,
+                 "forward", vm, f"0:{PORT}"], stdout=subprocess.PIPE,
+                stdin=subprocess.DEVNULL)
+            line = p.stdout.readline().decode()
+            self.forwards[vm] = (p, int(line.strip().rsplit(":", 1)[1]))
+        return self.forwards[vm][1]
+
+    def wait_state(self, vm, state, timeout=60):
+        end = time.time() + timeout
+        while self.state(vm) != state and time.time() < end:
+            time.sleep(0.1)
+        return self.state(vm)
+
+    def tell(self):
+        """At a red end: what thawd had to say."""
+        if rig.failed:
+            for line in self.thawd.log().splitlines()[-40:]:
+                rig.diag("thawd: " + line)
+            if self.thawd.proc and self.thawd.proc.poll() is not None:
+                rig.diag(f"thawd ended: {self.thawd.proc.returncode}")
+
+    def close(self):
+        self.tell()
+        for p, _ in self.forwards.values():
+            p.kill()
+            p.wait()
+        self.thawd.remove()
+
+
+def gone(pid, timeout=20):
+    """True once the process is gone."""
+    end = time.time() + timeout
+    while time.time() < end:
+        try:
+            with open(f"/proc/{pid}/stat") as f:
+                if f.read().rsplit(")", 1)[1].split()[0] == "Z":
+                    return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
