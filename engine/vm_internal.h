@@ -107,6 +107,11 @@ void vm_talk_start(struct eng_vm *v, uint64_t timeout_ms,
 		   void (*encode)(struct eng_vm *v, struct wire_writer *w),
 		   void (*done)(struct eng_vm *v, int rc, const char *why));
 void vm_talk_stop(struct eng_vm *v);
+// Openings for it.
+void vm_encode_thaw(struct eng_vm *v, struct wire_writer *w);
+void vm_encode_freeze(struct eng_vm *v, struct wire_writer *w);
+void vm_encode_unfreeze(struct eng_vm *v, struct wire_writer *w);
+void vm_encode_start(struct eng_vm *v, struct wire_writer *w);
 void vm_log_attach(struct eng_vm *v); // the agent's log stream
 void vm_log_detach(struct eng_vm *v);
 void vm_log_bytes(struct eng_vm *v, const void *p, size_t n);

@@ -20,103 +20,6 @@
 #define BOOT_MS 300000 // emulated machines take 20 s and more
 #define FREEZE_MS 60000
 
-// --- what the agent is told
-// ----------------------------------------------------
-
-static const char *host_name(const struct reg_vm *r, char buf[32])
-{
-	if (r->name[0])
-		return r->name;
-	snprintf(buf, 32, "%.16s", r->id); // microvm- and 8 digits
-	return buf;
-}
-
-// The same for the microVM's whole life, suspends included.
-static void machine_id(const struct reg_vm *r, uint8_t out[16])
-{
-	size_t n = 0;
-	char two[3] = "";
-
-	for (const char *p = r->id + 8; n < 16 && p[0] && p[1]; p++) {
-		if (*p == '-')
-			continue;
-		two[0] = *p++;
-		two[1] = *p;
-		if (util_unhex(&out[n++], 1, two))
-			break;
-	}
-}
-
-static void encode_thaw(struct eng_vm *v, struct wire_writer *w)
-{
-	uint8_t id[16] = {0};
-	char buf[32];
-
-	machine_id(v->r, id);
-	eng_agent_put_thaw(w, id, host_name(v->r, buf));
-}
-
-static void encode_freeze(struct eng_vm *v, struct wire_writer *w)
-{
-	(void)v;
-	eng_agent_put_freeze(w, false);
-}
-
-static void encode_unfreeze(struct eng_vm *v, struct wire_writer *w)
-{
-	(void)v;
-	eng_agent_put_unfreeze(w);
-}
-
-// Texts of a JSON array, NULL-terminated; the strings stay the array's.
-static const char **texts(json_t *list)
-{
-	size_t n = json_array_size(list);
-	const char **out = calloc(n + 1, sizeof(*out));
-
-	if (!out)
-		abort();
-	for (size_t i = 0; i < n; i++)
-		out[i] = json_string_value(json_array_get(list, i));
-	return out;
-}
-
-static const char *spec_text(json_t *spec, const char *key)
-{
-	const char *s = json_string_value(json_object_get(spec, key));
-
-	return s ? s : "";
-}
-
-static struct reg_version *version_of(struct eng_vm *v)
-{
-	struct reg_image *im = eng_reg_image(v->m->env.reg, v->r->image);
-
-	return im ? eng_reg_version(im, v->r->version) : NULL;
-}
-
-static void encode_start(struct eng_vm *v, struct wire_writer *w)
-{
-	struct reg_version *ver = version_of(v);
-	cleanup_free const char **argv = NULL, **env = NULL;
-	char buf[32];
-
-	if (!ver) { // an image cannot go while a microVM of it lives
-		w->bad = true;
-		return;
-	}
-	argv = texts(json_object_get(ver->spec, "entrypoint"));
-	env = texts(json_object_get(ver->spec, "env"));
-	eng_agent_put_start(w,
-			    &(struct eng_app_spec){
-				.argv = argv,
-				.env = env,
-				.user = spec_text(ver->spec, "user"),
-				.cwd = spec_text(ver->spec, "workingDirectory"),
-				.hostname = host_name(v->r, buf),
-			    });
-}
-
 // --- timings
 // -------------------------------------------------------------------
 
@@ -218,7 +121,7 @@ static void cell_started(void *ctx, const struct eng_cell_times *t)
 		return;
 	}
 	if (v->r->agent)
-		vm_talk_start(v, HANDSHAKE_MS, encode_thaw, handshake_done);
+		vm_talk_start(v, HANDSHAKE_MS, vm_encode_thaw, handshake_done);
 	else
 		now_running(v);
 }
@@ -229,7 +132,7 @@ static void cell_vsock_up(void *ctx)
 
 	if (v->op == OP_START && v->r->cold && v->r->agent) {
 		note_now(v, "vsockUp");
-		vm_talk_start(v, BOOT_MS, encode_start, handshake_done);
+		vm_talk_start(v, BOOT_MS, vm_encode_start, handshake_done);
 	}
 }
 
@@ -403,7 +306,7 @@ static void back_to_running(struct eng_vm *v, const char *why)
 {
 	snprintf(v->op_error, sizeof(v->op_error), "%s", why);
 	if (v->r->agent)
-		vm_talk_start(v, FREEZE_MS, encode_unfreeze, unfrozen);
+		vm_talk_start(v, FREEZE_MS, vm_encode_unfreeze, unfrozen);
 	else
 		suspend_failed(v, v->op_error);
 }
@@ -515,7 +418,7 @@ int eng_vm_suspend(struct eng_vms *m, struct reg_vm *r, struct err *e)
 	v->freeze_ns = 0;
 	vm_set_state(v, VM_SUSPENDING, "requested", "%s", "");
 	if (r->agent)
-		vm_talk_start(v, FREEZE_MS, encode_freeze, frozen);
+		vm_talk_start(v, FREEZE_MS, vm_encode_freeze, frozen);
 	else
 		capture(v);
 	return 0;

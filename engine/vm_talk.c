@@ -103,6 +103,103 @@ void vm_talk_stop(struct eng_vm *v)
 		eng_timer_stop(v->talk.retry);
 }
 
+// --- what the agent is told
+// ----------------------------------------------------
+
+static const char *host_name(const struct reg_vm *r, char buf[32])
+{
+	if (r->name[0])
+		return r->name;
+	snprintf(buf, 32, "%.16s", r->id); // microvm- and 8 digits
+	return buf;
+}
+
+// The same for the microVM's whole life, suspends included.
+static void machine_id(const struct reg_vm *r, uint8_t out[16])
+{
+	size_t n = 0;
+	char two[3] = "";
+
+	for (const char *p = r->id + 8; n < 16 && p[0] && p[1]; p++) {
+		if (*p == '-')
+			continue;
+		two[0] = *p++;
+		two[1] = *p;
+		if (util_unhex(&out[n++], 1, two))
+			break;
+	}
+}
+
+void vm_encode_thaw(struct eng_vm *v, struct wire_writer *w)
+{
+	uint8_t id[16] = {0};
+	char buf[32];
+
+	machine_id(v->r, id);
+	eng_agent_put_thaw(w, id, host_name(v->r, buf));
+}
+
+void vm_encode_freeze(struct eng_vm *v, struct wire_writer *w)
+{
+	(void)v;
+	eng_agent_put_freeze(w, false);
+}
+
+void vm_encode_unfreeze(struct eng_vm *v, struct wire_writer *w)
+{
+	(void)v;
+	eng_agent_put_unfreeze(w);
+}
+
+// Texts of a JSON array, NULL-terminated; the strings stay the array's.
+static const char **texts(json_t *list)
+{
+	size_t n = json_array_size(list);
+	const char **out = calloc(n + 1, sizeof(*out));
+
+	if (!out)
+		abort();
+	for (size_t i = 0; i < n; i++)
+		out[i] = json_string_value(json_array_get(list, i));
+	return out;
+}
+
+static const char *spec_text(json_t *spec, const char *key)
+{
+	const char *s = json_string_value(json_object_get(spec, key));
+
+	return s ? s : "";
+}
+
+static struct reg_version *version_of(struct eng_vm *v)
+{
+	struct reg_image *im = eng_reg_image(v->m->env.reg, v->r->image);
+
+	return im ? eng_reg_version(im, v->r->version) : NULL;
+}
+
+void vm_encode_start(struct eng_vm *v, struct wire_writer *w)
+{
+	struct reg_version *ver = version_of(v);
+	cleanup_free const char **argv = NULL, **env = NULL;
+	char buf[32];
+
+	if (!ver) { // an image cannot go while a microVM of it lives
+		w->bad = true;
+		return;
+	}
+	argv = texts(json_object_get(ver->spec, "entrypoint"));
+	env = texts(json_object_get(ver->spec, "env"));
+	eng_agent_put_start(w,
+			    &(struct eng_app_spec){
+				.argv = argv,
+				.env = env,
+				.user = spec_text(ver->spec, "user"),
+				.cwd = spec_text(ver->spec, "workingDirectory"),
+				.hostname = host_name(v->r, buf),
+			    });
+}
+
 // --- the log -----------------------------------------------------------------
 
 void vm_log_bytes(struct eng_vm *v, const void *p, size_t n)
