@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <jansson.h>
 #include <signal.h>
 #include <sqlite3.h>
@@ -146,6 +147,25 @@ static int make_jobs(struct thawd *d, struct err *e)
 static int open_store(struct thawd *d, struct err *e)
 {
 	return pgc_store_open(&d->store, d->cfg.store_dir, NULL, e);
+}
+
+static int remove_one(const char *path, const struct stat *st, int type,
+		      struct FTW *ftw)
+{
+	(void)st;
+	(void)type;
+	if (ftw->level > 0 && remove(path))
+		log_warn("remove %s: %s", path, strerror(errno));
+	return 0;
+}
+
+// What the builds of a killed thawd left. The store's lock is ours: nobody else
+// works in here.
+static int clean_tmp(struct thawd *d, struct err *e)
+{
+	(void)e;
+	nftw(d->cfg.tmp_dir, remove_one, 16, FTW_DEPTH | FTW_PHYS | FTW_MOUNT);
+	return 0;
 }
 
 static int open_registry(struct thawd *d, struct err *e)
@@ -346,9 +366,10 @@ static void take_down(struct thawd *d)
 
 typedef int step(struct thawd *d, struct err *e);
 static step *const steps[] = {
-    start_log, raise_limits, make_dirs,	  start_keeper,	 block_signals,
-    make_loop, make_jobs,    open_store,  open_registry, make_cells,
-    make_vms,  make_images,  make_events, listen_http,	 watch_signals,
+    start_log,	   raise_limits,  make_dirs,   start_keeper,
+    block_signals, make_loop,	  make_jobs,   open_store,
+    clean_tmp,	   open_registry, make_cells,  make_vms,
+    make_images,   make_events,	  listen_http, watch_signals,
 };
 
 static int run(struct thawd *d)

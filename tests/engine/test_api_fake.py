@@ -609,9 +609,12 @@ def test_kill9(t):
     mid = t.run("img").json["microvmId"]
     t.mail(mid, "slow 2000\n")
     t.op(mid, "suspend")
+    os.makedirs(t.state + "/tmp/left/over")
+    open(t.state + "/tmp/left/file", "w").close()
     cursor = t.events()[-1]["cursor"]
     t.kill9()
     t.start()
+    equal(os.listdir(t.state + "/tmp"), [], "leftovers of builds are removed")
     g = t.vm(run).json
     equal(g["state"], "TERMINATED", "a running microVM is ended")
     contains(g["stateReason"], "thawd ended unexpectedly while it was RUNNING",
