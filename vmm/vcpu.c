@@ -33,11 +33,44 @@ static void kick_handler(int sig)
 	(void)sig;
 }
 
+// The vCPU whose KVM_RUN this thread is in.
+static __thread struct vcpu *volatile running;
+static struct sigaction old_bus;
+
+// KVM reports a poisoned page of guest memory by SIGBUS, and would enter the
+// guest again. Outside of KVM_RUN a SIGBUS is not ours: whoever had the signal
+// before gets it when the access is repeated.
+static void bus_handler(int sig, siginfo_t *si, void *ctx)
+{
+	struct vcpu *v = running;
+
+	(void)sig, (void)si, (void)ctx;
+	if (!v) {
+		sigaction(SIGBUS, &old_bus, NULL);
+		return;
+	}
+	v->bus_error = true;
+	__atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+}
+
 static void install_handler(void)
 {
 	struct sigaction sa = {.sa_handler = kick_handler};
+	struct sigaction bus = {.sa_sigaction = bus_handler,
+				.sa_flags = SA_SIGINFO};
 
 	sigaction(KICK_SIGNAL, &sa, NULL); // without SA_RESTART
+	sigaction(SIGBUS, &bus, &old_bus);
+}
+
+static int kvm_run(struct vcpu *v)
+{
+	int rc;
+
+	running = v;
+	rc = ioctl(v->fd, KVM_RUN, 0);
+	running = NULL;
+	return rc;
 }
 
 void vcpu_signal_init(void)
@@ -137,7 +170,7 @@ static int exit_system_event(struct vcpu *v)
 	}
 }
 
-static int handle_exit(struct vcpu *v)
+int vcpu_handle_exit(struct vcpu *v)
 {
 	switch (v->run->exit_reason) {
 	case KVM_EXIT_IO:
@@ -182,8 +215,8 @@ static int settle(struct vcpu *v)
 	while (v->io_pending) {
 		__atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
 		v->io_pending = false;
-		if (ioctl(v->fd, KVM_RUN, 0) == 0) {
-			int rc = handle_exit(v);
+		if (kvm_run(v) == 0) {
+			int rc = vcpu_handle_exit(v);
 
 			if (rc)
 				return rc;
@@ -223,8 +256,10 @@ static int run_loop(struct vcpu *v)
 
 		if (!kicked) {
 			v->io_pending = false;
-			rc = ioctl(v->fd, KVM_RUN, 0);
+			rc = kvm_run(v);
 			kicked = rc < 0;
+			if (v->bus_error)
+				return run_failed(v, EHWPOISON);
 			if (rc < 0 && errno != EINTR && errno != EAGAIN)
 				return run_failed(v, errno);
 		}
@@ -240,7 +275,7 @@ static int run_loop(struct vcpu *v)
 		}
 		if (v->index == 0 && vm->first_exit_ns == 0)
 			vm->first_exit_ns = util_now_ns();
-		rc = handle_exit(v);
+		rc = vcpu_handle_exit(v);
 		if (rc)
 			return rc;
 	}

@@ -149,6 +149,8 @@ struct vcpu {
 	bool spawned; // `thread` is ours to join
 	// vCPU thread only: KVM waits for the completion of the last exit.
 	bool io_pending;
+	// Set by the SIGBUS handler of that thread.
+	volatile bool bus_error;
 };
 
 enum vm_gate {
@@ -232,6 +234,9 @@ void vm_event(struct vmm *vm, enum vmm_event_kind kind, uint32_t arg,
 // vcpu.c
 void vcpu_kick_locked(struct vmm *vm);
 void vcpu_signal_init(void);
+// Acts on v->run after KVM_RUN returned 0: 0, or -errno when this vCPU cannot go
+// on (VMM_EV_FATAL is queued then).
+int vcpu_handle_exit(struct vcpu *v);
 
 // bus.c: an access from a vCPU; false when no device answers (reads are ~0).
 bool bus_pio(struct vmm *vm, bool out, uint16_t port, void *data,

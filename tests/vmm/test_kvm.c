@@ -8,7 +8,9 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <linux/userfaultfd.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 
 #include "vmm_guest.h"
@@ -124,6 +126,93 @@ Test(kvm, lost_memory_is_fatal)
 	mmap((uint8_t *)vmm_mem_base(g.vm) + 0x300000, 0x1000, PROT_NONE,
 	     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 	guest_end(&g);
+}
+
+// Exits that a host's KVM does not give on demand: what they mean.
+Test(kvm, exits_that_end_a_vm)
+{
+	static const struct {
+		uint32_t reason, type;
+		int rc;
+		enum vmm_event_kind kind;
+		const char *text;
+	} t[] = {
+	    {KVM_EXIT_MMIO, 0, -EIO, VMM_EV_FATAL, "memory at 0x1000 cannot"},
+	    {KVM_EXIT_INTERNAL_ERROR, 0, -EIO, VMM_EV_FATAL, "internal error"},
+	    {KVM_EXIT_FAIL_ENTRY, 0, -EIO, VMM_EV_FATAL, "refuses its state"},
+	    {KVM_EXIT_XEN, 0, -EIO, VMM_EV_FATAL, "unexpected exit"},
+	    {KVM_EXIT_SHUTDOWN, 0, 0, VMM_EV_RESET, "triple fault"},
+	    {KVM_EXIT_SYSTEM_EVENT, KVM_SYSTEM_EVENT_SHUTDOWN, 0,
+	     VMM_EV_POWEROFF, "powered off"},
+	    {KVM_EXIT_SYSTEM_EVENT, KVM_SYSTEM_EVENT_RESET, 0, VMM_EV_RESET,
+	     "reset"},
+	    {KVM_EXIT_SYSTEM_EVENT, KVM_SYSTEM_EVENT_CRASH, -EIO, VMM_EV_FATAL,
+	     "crashed"},
+	};
+
+	for (unsigned i = 0; i < ARRAY_SIZE(t); i++) {
+		struct guest g = guest_shell(64ull << 20, 1);
+		struct kvm_run *run = g.vm->vcpu[0].run;
+		struct vmm_event ev = {0};
+
+		run->exit_reason = t[i].reason;
+		if (t[i].reason == KVM_EXIT_MMIO) {
+			run->mmio.phys_addr = 0x1000;
+			run->mmio.len = 4;
+			run->mmio.is_write = 0;
+		} else if (t[i].reason == KVM_EXIT_SYSTEM_EVENT) {
+			run->system_event.type = t[i].type;
+		}
+		cr_assert_eq(vcpu_handle_exit(&g.vm->vcpu[0]), t[i].rc);
+		cr_assert(vmm_next_event(g.vm, &ev));
+		cr_assert_eq(ev.kind, t[i].kind);
+		cr_assert_not_null(strstr(ev.text, t[i].text), "%s", ev.text);
+		guest_end(&g);
+	}
+}
+
+// UFFDIO_POISON of Linux 6.6; Debian 12's headers are older.
+struct poison {
+	uint64_t start, len, mode;
+	int64_t updated;
+};
+#define POISON_IOCTL _IOWR(UFFDIO, 0x08, struct poison)
+#define POISON_FEATURE (1ull << 14)
+
+// A page whose contents are lost is marked so by whoever serves memory. KVM
+// tells by SIGBUS; where it emulates ring 0, by an exit for MMIO at an address
+// that is RAM, which must not be answered. The tiny guest uses its counter in
+// ring 3, and its stack in ring 0.
+enum { STACK = 0x205000 };
+ParameterizedTestParameters(kvm, poisoned_memory_is_fatal)
+{
+	static uint64_t at[] = {G_COUNTERS, STACK};
+
+	return cr_make_param_array(uint64_t, at, ARRAY_SIZE(at));
+}
+
+ParameterizedTest(uint64_t *at, kvm, poisoned_memory_is_fatal)
+{
+	struct guest g = guest_shell(64ull << 20, 1);
+	uint64_t page = (uintptr_t)vmm_mem_base(g.vm) + *at;
+	struct uffdio_api api = {.api = UFFD_API, .features = POISON_FEATURE};
+	struct uffdio_register reg = {.range = {page, 4096},
+				      .mode = UFFDIO_REGISTER_MODE_MISSING};
+	struct poison poison = {.start = page, .len = 4096};
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+	struct vmm_event ev;
+
+	if (fd < 0 || ioctl(fd, UFFDIO_API, &api) < 0)
+		cr_skip_test("no UFFDIO_POISON");
+	guest_boot(&g);
+	madvise((void *)page, 4096, MADV_DONTNEED);
+	cr_assert_eq(ioctl(fd, UFFDIO_REGISTER, &reg), 0);
+	cr_assert_eq(ioctl(fd, POISON_IOCTL, &poison), 0);
+	guest_go(&g);
+	cr_assert(guest_wait(&g, VMM_EV_FATAL, &ev));
+	cr_assert_neq(ev.text[0], 0);
+	guest_end(&g);
+	close(fd);
 }
 
 ParameterizedTestParameters(kvm, pause_while_spinning)

@@ -189,7 +189,7 @@ Test(kvm_disk, a_ring_during_a_pause_is_kept)
 	until_submitted(1);
 	c = guest_shell(64ull << 20, 1);
 	cr_assert_eq(vmm_attach_disk(c.vm, 1 << 20, &ops, NULL, &e), 0);
-	memcpy(vmm_mem_base(c.vm), vmm_mem_base(g.vm), 64 << 20);
+	memcpy(vmm_mem_base(c.vm), vmm_mem_base(g.vm), 8 << 20);
 	cr_assert_eq(vmm_state_load(c.vm, buf, w.len, &e), 0, "%s", e.msg);
 	cr_assert_eq(submits, 1);
 	guest_go(&c);

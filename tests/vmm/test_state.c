@@ -51,7 +51,8 @@ static struct guest clone_of(struct guest *g, const struct saved *s)
 	struct guest c = guest_shell(MEM, g->vm->nvcpus);
 	struct err e = ERR_INIT;
 
-	memcpy(vmm_mem_base(c.vm), vmm_mem_base(g->vm), MEM);
+	// All that tiny.S and the loader use.
+	memcpy(vmm_mem_base(c.vm), vmm_mem_base(g->vm), 8 << 20);
 	cr_assert_eq(vmm_state_load(c.vm, s->b, s->len, &e), 0, "%s", e.msg);
 	return c;
 }

@@ -88,7 +88,8 @@ struct vmm_config {
 };
 
 // Makes a shell. Costs what docs/KVM.md says; nothing is executed. On error
-// *out is NULL. The order of its ioctls is the measured fastest one.
+// *out is NULL. The first call installs handlers of SIGRTMIN+3 (kicks vCPUs) and
+// of SIGBUS (poisoned guest memory during KVM_RUN; others' go on to them). The order of its ioctls is the measured fastest one.
 int vmm_create(struct vmm **out, const struct vmm_config *cfg, struct err *e);
 
 // Accepts NULL and half-built objects. vCPU threads must have returned.
