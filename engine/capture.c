@@ -120,8 +120,7 @@ static void finish(struct capture *cap, int rc, const char *why)
 	cell_release(cell);
 }
 
-// --- the copy step
-// ------------------------------------------------------------------
+// --- the copy step ----------------------------------------------------------
 
 // The state comes in a memfd that the cell may still write: one copy of it is
 // checked and kept.
@@ -288,8 +287,7 @@ static void copy_work(struct cell_job *j)
 		cap->rc = copy_all(cap);
 }
 
-// --- the build step
-// -----------------------------------------------------------------
+// --- the build step ---------------------------------------------------------
 
 static int begin_build(struct capture *cap, struct pgc_builder **b)
 {
@@ -429,8 +427,7 @@ static void copy_done(struct cell_job *j)
 	cell_job_run(cap->cell, &cap->job);
 }
 
-// --- messages and the API
-// -------------------------------------------------------------
+// --- messages and the API ---------------------------------------------------
 
 void capture_paused(struct eng_cell *cell, int rc, const char *why,
 		    uint32_t state_len, int fd)

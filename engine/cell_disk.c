@@ -118,8 +118,7 @@ void disk_fill_done(struct disk_req *dr, uint32_t cluster, int rc)
 	req_step(dr);
 }
 
-// --- sorting what was asked for
-// -----------------------------------------------------
+// --- sorting what was asked for ---------------------------------------------
 
 static int ask_template(struct disk_req *dr, uint64_t block, uint64_t blocks)
 {
@@ -254,8 +253,7 @@ static int load_own(struct disk_req *dr)
 	return 0;
 }
 
-// --- requests
-// ---------------------------------------------------------------------------
+// --- requests ---------------------------------------------------------------
 
 static int parse_extents(struct disk_req *dr, struct wire_reader *r, bool *own)
 {

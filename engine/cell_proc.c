@@ -40,7 +40,7 @@ enum {
 	LINGER_MS = 20,
 };
 
-// --- spawning ----------------------------------------------------------------
+// --- spawning ---------------------------------------------------------------
 
 struct proc_child { // lives until HELLO or the end: the child runs on it
 	int fds[CP_FD_END]; // by number in the cell
@@ -279,8 +279,7 @@ int proc_spawn(struct eng_cells *c, struct cell_class *class,
 	return 0;
 }
 
-// --- HELLO
-// ---------------------------------------------------------------------
+// --- HELLO ------------------------------------------------------------------
 
 static bool is_userfaultfd(int fd)
 {
@@ -408,8 +407,7 @@ void proc_expect_start(struct cell_proc *p, bool on)
 		eng_timer_stop(p->timer);
 }
 
-// --- listening
-// -------------------------------------------------------------------
+// --- listening --------------------------------------------------------------
 
 void proc_kill(struct cell_proc *p)
 {
@@ -535,8 +533,7 @@ static void console_ready(void *ctx, unsigned what)
 	(void)read_console(ctx);
 }
 
-// --- death
-// ---------------------------------------------------------------------
+// --- death ------------------------------------------------------------------
 
 static void describe_death(struct cell_proc *p, const siginfo_t *si,
 			   char dst[ERR_MSG_MAX])

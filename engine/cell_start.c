@@ -161,8 +161,7 @@ int cell_send_start(struct eng_cell *cell, struct err *e)
 	return 0;
 }
 
-// --- a resumed microVM's own pages
-// -----------------------------------------------------
+// --- a resumed microVM's own pages ------------------------------------------
 
 struct lay_job {
 	struct cell_job job;

@@ -14,8 +14,7 @@
 #include "cells_priv.h"
 #include "vmm.h"
 
-// --- holds and the end
-// --------------------------------------------------------------
+// --- holds and the end ------------------------------------------------------
 
 static void cell_free(struct eng_cell *cell)
 {
@@ -114,8 +113,7 @@ void cell_job_run(struct eng_cell *cell, struct cell_job *j)
 	eng_job_run(cell->c->jobs, cell_job_work, cell_job_done, j);
 }
 
-// --- requests
-// ------------------------------------------------------------------------
+// --- requests ---------------------------------------------------------------
 
 static struct eng_cell *cell_new(struct eng_cells *c,
 				 const struct eng_cell_events *ev, void *ctx,
@@ -325,8 +323,7 @@ int eng_cell_boot(struct eng_cells *c, const struct eng_boot_req *req,
 	return launch(cell, req->has_disk, out, e);
 }
 
-// --- messages
-// --------------------------------------------------------------------------
+// --- messages ---------------------------------------------------------------
 
 static void on_started(struct eng_cell *cell, uint64_t mapped, uint64_t loaded,
 		       uint64_t first_exit)
@@ -419,8 +416,7 @@ bool cell_message(struct eng_cell *cell, int type, struct wire_reader *r,
 	return false;
 }
 
-// --- the rest of the API
-// ----------------------------------------------------------------
+// --- the rest of the API ----------------------------------------------------
 
 static bool is_running(const struct eng_cell *cell)
 {
@@ -515,8 +511,7 @@ size_t eng_cell_recorded(const struct eng_cell *cell, const uint32_t **pgnos)
 	return cell->nrecorded;
 }
 
-// --- all of them
-// -------------------------------------------------------------------------
+// --- all of them ------------------------------------------------------------
 
 static void store_ready(void *ctx, unsigned what)
 {

@@ -122,8 +122,7 @@ struct eng_cell {
 	struct capture *capture;
 };
 
-// --- cells.c
-// -------------------------------------------------------------------
+// --- cells.c ----------------------------------------------------------------
 
 // The first reason counts. Kills the proc; gone() follows.
 void cell_end(struct eng_cell *cell, enum eng_end why, const char *fmt, ...)
@@ -144,8 +143,7 @@ struct cell_job {
 };
 void cell_job_run(struct eng_cell *cell, struct cell_job *j);
 
-// --- cell_pool.c
-// -----------------------------------------------------------------
+// --- cell_pool.c ------------------------------------------------------------
 
 // The cell knows its size: takes a shell, or starts a process and waits for it.
 void cell_find_proc(struct eng_cell *cell);
@@ -154,8 +152,7 @@ void shells_refill(void *cells); // the refill timer
 // A proc became ready, or is gone: serves who waits for one.
 void class_proc_ready(struct cell_proc *p);
 void class_proc_gone(struct cell_proc *p, const char *why);
-// --- cell_proc.c
-// ---------------------------------------------------------------
+// --- cell_proc.c ------------------------------------------------------------
 
 int proc_spawn(struct eng_cells *c, struct cell_class *class,
 	       struct cell_proc **out, struct err *e);
@@ -172,23 +169,20 @@ void proc_expect_start(struct cell_proc *p, bool on);
 bool proc_credit(struct cell_proc *p);
 uint64_t proc_private_bytes(const struct cell_proc *p);
 
-// --- cell_start.c
-// ----------------------------------------------------------------
+// --- cell_start.c -----------------------------------------------------------
 
 int cell_make_overlay(struct eng_cell *cell, struct err *e);
 // Hands the cell's start to its proc.
 int cell_send_start(struct eng_cell *cell, struct err *e);
 void cell_mapped(struct eng_cell *cell); // CP_MAPPED came
 
-// --- cell_disk.c
-// -----------------------------------------------------------------
+// --- cell_disk.c ------------------------------------------------------------
 
 struct disk_req;
 void disk_read_requests(struct cell_proc *p);
 void disk_fill_done(struct disk_req *dr, uint32_t cluster, int rc);
 
-// --- faults.c
-// --------------------------------------------------------------------
+// --- faults.c ---------------------------------------------------------------
 
 void faults_read(struct cell_proc *p); // the proc's userfaultfd is readable
 // A waiter for a cluster of a template: either `p` (a memory fault) or `dr`.
@@ -197,8 +191,7 @@ int faults_wait(struct eng_snap *sn, enum pgc_stream st, uint32_t cluster,
 void faults_forget_proc(struct eng_snap *sn, const struct cell_proc *p);
 void faults_drain(struct eng_cells *c); // the store has completions
 
-// --- capture.c
-// -------------------------------------------------------------------
+// --- capture.c --------------------------------------------------------------
 
 void capture_paused(struct eng_cell *cell, int rc, const char *why,
 		    uint32_t state_len, int fd); // consumes fd

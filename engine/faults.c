@@ -69,8 +69,7 @@ void faults_forget_proc(struct eng_snap *sn, const struct cell_proc *p)
 	}
 }
 
-// --- giving pages
-// ----------------------------------------------------------------
+// --- giving pages -----------------------------------------------------------
 
 static int install(int uffd, uint64_t at, uint64_t len, bool zero,
 		   uint64_t *done)
@@ -174,8 +173,7 @@ static void give_grave(struct cell_proc *p, uint64_t addr)
 	}
 }
 
-// --- events
-// ----------------------------------------------------------------------
+// --- events -----------------------------------------------------------------
 
 static void record(struct eng_cell *cell, uint32_t cluster)
 {
@@ -248,8 +246,7 @@ void faults_read(struct cell_proc *p)
 		serve(p, &msgs[i]);
 }
 
-// --- completions
-// -----------------------------------------------------------------
+// --- completions ------------------------------------------------------------
 
 static struct eng_snap *
 snap_of(struct eng_cells *c, const struct pgc_template *t, enum pgc_stream *st)

@@ -27,8 +27,7 @@ struct eng_snap *eng_snap_find(const struct eng_cells *c,
 	return sn;
 }
 
-// --- loading (on a worker)
-// ------------------------------------------------------
+// --- loading (on a worker) --------------------------------------------------
 
 static int by_length(const void *a, const void *b)
 {
@@ -169,8 +168,7 @@ static void load_done(void *ctx)
 	eng_snap_put(sn); // the job's
 }
 
-// --- references
-// ------------------------------------------------------------------
+// --- references -------------------------------------------------------------
 
 static void snap_free(struct eng_snap *sn)
 {
@@ -283,8 +281,7 @@ void eng_template_drop(struct eng_cells *c, const struct pgc_id *id)
 		snap_free(sn);
 }
 
-// --- templates
-// -------------------------------------------------------------------
+// --- templates --------------------------------------------------------------
 
 int eng_snap_template(struct eng_snap *sn, enum pgc_stream st, bool prefetch,
 		      struct pgc_template **out, struct err *e)

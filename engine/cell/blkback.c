@@ -63,7 +63,7 @@ struct blkback {
 	bool eager;
 };
 
-// --- moving bytes ------------------------------------------------------------
+// --- moving bytes -----------------------------------------------------------
 
 // The part [skip, skip+len) of a request's iovec, at most `cap` entries.
 static int iov_slice(const struct vmm_disk_req *req, size_t skip, size_t len,
@@ -214,8 +214,7 @@ static int do_write(struct blkback *b, const struct vmm_disk_req *req)
 	return 0;
 }
 
-// --- asking for blocks
-// -----------------------------------------------------------
+// --- asking for blocks ------------------------------------------------------
 
 static void send_want(struct blkback *b)
 {
@@ -348,8 +347,7 @@ static void blk_flush_req(void *ctx, struct vmm_disk_req *req)
 	vmm_disk_done(b->vm, req, 0);
 }
 
-// --- answers
-// -----------------------------------------------------------------------
+// --- answers ----------------------------------------------------------------
 
 // Completing a request may submit the next one, which appends to the list: so
 // the list is taken away first, and what still waits is put back in its order.

@@ -61,8 +61,7 @@ void cell_die(const struct err *e)
 	_exit(1);
 }
 
-// --- reports
-// ------------------------------------------------------------------
+// --- reports ----------------------------------------------------------------
 
 static void report_event(enum cp_event kind, const char *text)
 {
@@ -142,8 +141,7 @@ static void drain_events(struct device_thread *d)
 	}
 }
 
-// --- orders
-// --------------------------------------------------------------------
+// --- orders -----------------------------------------------------------------
 
 static int save_state(struct cell *c, int *fd, size_t *len, struct err *e)
 {
@@ -344,8 +342,7 @@ static void device_loop(struct device_thread *d)
 	}
 }
 
-// --- birth
-// --------------------------------------------------------------------
+// --- birth ------------------------------------------------------------------
 
 static unsigned arg_num(const char *text, unsigned long max)
 {

@@ -118,8 +118,7 @@ void rig_close(struct rig *r)
 	cr_assert_eq(system(cmd), 0);
 }
 
-// --- turning the loop
-// ------------------------------------------------------------
+// --- turning the loop -------------------------------------------------------
 
 bool rig_until(struct rig *r, bool (*cond)(void *arg), void *arg, unsigned ms)
 {
@@ -164,8 +163,7 @@ static bool is_captured(void *vm)
 	return ((struct rig_vm *)vm)->captured;
 }
 
-// --- events
-// ------------------------------------------------------------------------
+// --- events -----------------------------------------------------------------
 
 static void on_started(void *ctx, const struct eng_cell_times *t)
 {
@@ -226,8 +224,7 @@ static void on_captured(void *ctx, int rc, const char *why,
 	snprintf(vm->capture_why, sizeof(vm->capture_why), "%s", why);
 }
 
-// --- verbs
-// -------------------------------------------------------------------------
+// --- verbs ------------------------------------------------------------------
 
 void rig_boot(struct rig *r, struct rig_vm *vm, uint32_t mem_mib,
 	      unsigned vcpus, const char *commands)

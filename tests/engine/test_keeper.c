@@ -149,8 +149,7 @@ Test(keeper, start_forwards_signals_and_status)
 	cr_assert_eq(WEXITSTATUS(status), 42);
 }
 
-// --- SIGKILL of thawd in the middle of a cold thaw
-// ---------------------------------
+// --- SIGKILL of thawd in the middle of a cold thaw --------------------------
 
 enum { FILL_MIB = 16, ROUNDS = 100 };
 
