@@ -5,8 +5,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include <event2/http.h>
-
 #define AWS "2025-09-09"
 
 // A path pattern: "*" stands for one segment, "" ends it. `query` lists the

@@ -9,8 +9,6 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include <event2/event.h>
-
 static json_int_t mib(uint64_t bytes)
 {
 	return (json_int_t)(bytes >> 20);
@@ -143,7 +141,7 @@ void api_version(struct api *a, struct http_req *r)
 	http_reply(r, 200,
 		   json_pack("{s:s,s:s,s:s,s:s}", "name", "thaw", "version",
 			     THAW_VERSION, "api", "2025-09-09", "libevent",
-			     event_get_version()));
+			     http_library_version()));
 }
 
 // --- doctor

@@ -425,6 +425,11 @@ struct eng_loop *http_loop(const struct http_server *s)
 	return s->loop;
 }
 
+const char *http_library_version(void)
+{
+	return event_get_version();
+}
+
 void http_server_stop(struct http_server *s)
 {
 	if (s->stopped)

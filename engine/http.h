@@ -69,6 +69,7 @@ void http_server_stop(struct http_server *s);
 // After the loop has returned. Streams still open get their closed().
 void http_server_destroy(struct http_server *s);
 struct eng_loop *http_loop(const struct http_server *s);
+const char *http_library_version(void); // libevent's
 
 // First value of a query parameter, or NULL.
 const char *http_query(const struct http_req *r, const char *k);

@@ -7,7 +7,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
 #include <jansson.h>
 #include <signal.h>
 #include <sqlite3.h>
@@ -17,8 +16,6 @@
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/utsname.h>
-
-#include <event2/event.h>
 
 #define STOP_MS 10000
 #define STOP_POLL_MS 20
@@ -53,7 +50,7 @@ static int start_log(struct thawd *d, struct err *e)
 	log_init("thawd", d->cfg.log_level);
 	uname(&u);
 	log_info("thawd %s, Linux %s, libevent %s, SQLite %s, jansson %s",
-		 THAW_VERSION, u.release, event_get_version(),
+		 THAW_VERSION, u.release, http_library_version(),
 		 sqlite3_libversion(), jansson_version_str());
 	return 0;
 }
@@ -149,22 +146,12 @@ static int open_store(struct thawd *d, struct err *e)
 	return pgc_store_open(&d->store, d->cfg.store_dir, NULL, e);
 }
 
-static int remove_one(const char *path, const struct stat *st, int type,
-		      struct FTW *ftw)
-{
-	(void)st;
-	(void)type;
-	if (ftw->level > 0 && remove(path))
-		log_warn("remove %s: %s", path, strerror(errno));
-	return 0;
-}
-
 // What the builds of a killed thawd left. The store's lock is ours: nobody else
 // works in here.
 static int clean_tmp(struct thawd *d, struct err *e)
 {
-	(void)e;
-	nftw(d->cfg.tmp_dir, remove_one, 16, FTW_DEPTH | FTW_PHYS | FTW_MOUNT);
+	if (eng_build_sweep(d->cfg.tmp_dir, e))
+		log_warn("%s", e->msg); // costs space, nothing else
 	return 0;
 }
 

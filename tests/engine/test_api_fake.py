@@ -609,8 +609,8 @@ def test_kill9(t):
     mid = t.run("img").json["microvmId"]
     t.mail(mid, "slow 2000\n")
     t.op(mid, "suspend")
-    os.makedirs(t.state + "/tmp/left/over")
-    open(t.state + "/tmp/left/file", "w").close()
+    os.makedirs(t.state + "/tmp/build-left/over")
+    open(t.state + "/tmp/build-left/file", "w").close()
     cursor = t.events()[-1]["cursor"]
     t.kill9()
     t.start()
