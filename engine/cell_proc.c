@@ -601,12 +601,12 @@ static void proc_reap(struct cell_proc *p)
 }
 
 // The kernel faults on behalf of a guest in workers of its own (KVM's
-// asynchronous page faults, whatever the guest's CPUID says). Such a worker keeps
-// the memory alive, may wait in a fault of it, and outlives the process (Linux
-// 6.1) or holds its exit up (6.8 and later). If its userfaultfd closed then, the
-// fault would put a page of zeroes into the template. So a dying cell lingers:
-// once no guest code can run any more its faults get private zeroes (faults.c),
-// and its descriptors close only when its memory is gone.
+// asynchronous page faults, whatever the guest's CPUID says). Such a worker
+// keeps the memory alive, may wait in a fault of it, and outlives the process
+// (Linux 6.1) or holds its exit up (6.8 and later). If its userfaultfd closed
+// then, the fault would put a page of zeroes into the template. So a dying cell
+// lingers: once no guest code can run any more its faults get private zeroes
+// (faults.c), and its descriptors close only when its memory is gone.
 static bool memory_gone(const struct cell_proc *p)
 {
 	struct uffdio_continue probe = {

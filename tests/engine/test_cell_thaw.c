@@ -1,6 +1,7 @@
 // Freeze and thaw through real cells: what one clone writes, no other sees.
 #include <criterion/criterion.h>
 #include <criterion/parameterized.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "cell_rig.h"
@@ -45,5 +46,68 @@ ParameterizedTest(unsigned *vcpus, cell_thaw, clones)
 		rig_kill(&vm[i]);
 		cr_assert_eq(vm[i].why, ENG_END_KILLED);
 	}
+	rig_close(&rig);
+}
+
+// All asked for in one turn, without a shell, on a cold template.
+Test(cell_thaw, many_at_once)
+{
+	enum { N = 40 };
+	struct rig_opts o = {.max_cells = N + 1};
+	struct rig_vm *many = calloc(N, sizeof(*many));
+	struct eng_thaw_req req = {.t0 = 1};
+	struct pgc_id img;
+
+	if (!rig_usable())
+		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	rig_open(&rig, &o);
+	rig_image(&rig, &img, 64, 1, "fill 7 16M 4M");
+	req.base = img;
+	for (int i = 0; i < N; i++)
+		rig_launch(&rig, &many[i], &req);
+	for (int i = 0; i < N; i++) {
+		cr_assert(rig_until(&rig, rig_is_started, &many[i], 60000));
+		cr_assert(!many[i].gone, "%d: %s", i, many[i].detail);
+	}
+	for (int i = 0; i < N; i++) {
+		cr_assert_str_eq(rig_cmd(&many[i], "fill %d 18M 64K", i),
+				 "FILLED 16");
+		cr_assert_str_eq(rig_cmd(&many[i], "check 7 16M 2M"),
+				 "GOOD 512");
+	}
+	for (int i = 0; i < N; i++) {
+		char want[64];
+
+		snprintf(want, sizeof(want), "check %d 18M 64K", i);
+		cr_assert_str_eq(rig_cmd(&many[i], "%s", want), "GOOD 16");
+		eng_cell_kill(many[i].cell);
+	}
+	for (int i = 0; i < N; i++)
+		cr_assert(rig_until(&rig, rig_is_gone, &many[i], 60000));
+	rig_close(&rig);
+	free(many);
+}
+
+// More memory than fits below the 32-bit hole.
+Test(cell_thaw, five_gigabytes)
+{
+	static struct rig_vm big;
+	struct pgc_id img, own;
+
+	if (!rig_usable())
+		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	rig_open(&rig, NULL);
+	rig_image(&rig, &img, 5120, 2, "fill 7 16M 1M;fill 8 2900M 1M");
+	rig_thaw(&rig, &big, &img, NULL);
+	cr_assert(!big.gone, "%s", big.detail);
+	cr_assert_str_eq(rig_cmd(&big, "check 8 2900M 1M"), "GOOD 256");
+	cr_assert_str_eq(rig_cmd(&big, "fill 9 2000M 2M"), "FILLED 512");
+	cr_assert_eq(rig_capture(&big, &own, false, false), 0, "%s",
+		     big.capture_why);
+	rig_thaw(&rig, &big, &img, &own);
+	cr_assert_str_eq(rig_cmd(&big, "check 7 16M 1M"), "GOOD 256");
+	cr_assert_str_eq(rig_cmd(&big, "check 9 2000M 2M"), "GOOD 512");
+	cr_assert_str_eq(rig_cmd(&big, "iszero 1000M 8M"), "ZERO");
+	rig_kill(&big);
 	rig_close(&rig);
 }
