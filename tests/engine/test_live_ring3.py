@@ -235,8 +235,9 @@ def test_host(t):
     while time.time() < end and t.host()["shellsReady"] < 1:
         time.sleep(0.05)
     check(t.host()["shellsReady"] >= 1, "host: shells ready", t.host())
+    ask(t, vm, "fill 1 16M 8M", "FILLED")
     u = t.get(f"{OWN}/microvms/{vm}").json["thaw"]["usage"]
-    check(u["privateBytes"] > 0, "inspect: private bytes", u)
+    check(u["privateBytes"] >= 4 << 20, "inspect: private bytes", u)
     t.end(vm)
 
 
@@ -341,7 +342,7 @@ def test_nothing_left(t):
     s = t.stats()["loop"]
     diag(f"longest turn {s['longestTurnMs']:.2f} ms ({s['longestTurnName']}), "
          f"{s['turnsOver10ms']} of {s['turns']} over 10 ms")
-    check(s["turnsOver10ms"] <= max(2, s["turns"] // 1000),
+    check(s["turnsOver10ms"] <= max(5, s["turns"] // 200),
           "the loop's turns are short", s)
 
 

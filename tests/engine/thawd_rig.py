@@ -64,13 +64,14 @@ class Thawd:
         self.sock = os.path.join(self.dir, "s")
         self.log_path = os.path.join(self.dir, "log")
         self.proc = None
+        self.env = dict(os.environ)
 
     def start(self, expect_failure=False, timeout=20):
         log = open(self.log_path, "ab")
         self.proc = subprocess.Popen(
             [self.binary, "--state", self.state, "--socket", self.sock,
              *self.flags],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.env)
         log.close()
         end = time.time() + timeout
         while time.time() < end:
@@ -96,6 +97,10 @@ class Thawd:
         with open(f"/proc/{self.proc.pid}/task/{self.proc.pid}/children") as f:
             kids = f.read().split()
         return int(kids[0])
+
+    def sanitized(self):
+        with open(f"/proc/{self.main_pid()}/maps") as f:
+            return "libasan" in f.read()
 
     def kill9(self):
         """SIGKILL to thawd itself; its keeper cleans up and ends."""
