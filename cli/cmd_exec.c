@@ -83,8 +83,8 @@ static void put_size(struct exec *x)
 	uint8_t buf[4];
 	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
 
-	if (ioctl(STDIN_FILENO, TIOCGWINSZ, &ws))
-		return;
+	if (ioctl(STDIN_FILENO, TIOCGWINSZ, &ws) || !ws.ws_row || !ws.ws_col)
+		return; // some terminals do not know theirs
 	wire_put_u16(&w, ws.ws_row);
 	wire_put_u16(&w, ws.ws_col);
 	put_frame(x, AGENT_RESIZE, buf, sizeof(buf));
@@ -317,7 +317,8 @@ static json_t *make_request(struct cli *c, bool tty)
 	if ((v = cli_value(c, "workdir")))
 		json_object_set_new(body, "cwd", json_string(v));
 	json_object_set_new(body, "tty", json_boolean(tty));
-	if (tty && ioctl(STDIN_FILENO, TIOCGWINSZ, &ws) == 0) {
+	if (tty && ioctl(STDIN_FILENO, TIOCGWINSZ, &ws) == 0 && ws.ws_row &&
+	    ws.ws_col) {
 		json_object_set_new(body, "rows", json_integer(ws.ws_row));
 		json_object_set_new(body, "cols", json_integer(ws.ws_col));
 	}

@@ -122,7 +122,7 @@ static void start(struct cli *c, int fd, const char *path, const char *what)
 
 	pthread_attr_init(&at);
 	pthread_attr_setdetachstate(&at, PTHREAD_CREATE_DETACHED);
-	pthread_attr_setstacksize(&at, 256 * 1024);
+	pthread_attr_setstacksize(&at, (size_t)256 * 1024);
 	if (k && atomic_fetch_add(&connections, 1) < CONNECTIONS_MAX) {
 		*k = (struct connection){c, fd, path, what};
 		if (pthread_create(&t, &at, serve, k) == 0)
@@ -208,8 +208,8 @@ static void say_address(struct cli *c, int fd, unsigned guest)
 		    sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV);
 	if (c->json) {
 		j = json_pack("{s:s,s:i,s:s,s:i}", "host", host, "port",
-			      atoi(port), "microvm", c->argv[0], "guestPort",
-			      (int)guest);
+			      (int)strtol(port, NULL, 10), "microvm",
+			      c->argv[0], "guestPort", (int)guest);
 		cli_print_json(j, false);
 		json_decref(j);
 	} else {
@@ -261,7 +261,7 @@ int cmd_forward(struct cli *c)
 	path = cli_path(CLI_AWS "/microvms/%s", c->argv[0]);
 	code = cli_call(c, c->argv[0], "GET", path, NULL, &vm);
 	free(path);
-	if (!code && strcmp(cli_str(vm, "state"), "RUNNING"))
+	if (!code && strcmp(cli_str(vm, "state"), "RUNNING") != 0)
 		code = cli_fail(CLI_CONFLICT, "%s: it is %s, not RUNNING",
 				c->argv[0], cli_str(vm, "state"));
 	json_decref(vm);

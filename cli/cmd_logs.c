@@ -122,7 +122,7 @@ int cmd_events(struct cli *c)
 	size_t cap = 0;
 	struct httpc h;
 	char *path;
-	int code, rc;
+	int code;
 
 	path = since ? cli_path(CLI_OWN "/events?follow=%u&since=%s",
 				(unsigned)cli_flag(c, "follow"), since)
@@ -132,8 +132,7 @@ int cmd_events(struct cli *c)
 	free(path);
 	if (code)
 		return code;
-	while (!code &&
-	       (rc = httpc_line(&h, &line, &cap, EVENT_MAX_BYTES, &e)) > 0) {
+	while (!code && httpc_line(&h, &line, &cap, EVENT_MAX_BYTES, &e) > 0) {
 		if (*line)
 			code = one_event(c, line);
 		if (fflush(stdout))

@@ -19,14 +19,15 @@ static int list_path(struct cli *c, char **out)
 		bool label = !strncmp(v, "label=", 6);
 		bool image = !strncmp(v, "image=", 6);
 
-		if (!eq || (!label && !image && strncmp(v, "state=", 6) &&
-			    strncmp(v, "name=", 5))) {
+		if (!eq || (!label && !image && strncmp(v, "state=", 6) != 0 &&
+			    strncmp(v, "name=", 5) != 0)) {
 			fclose(f);
 			free(*out);
-			return cli_usage(c,
-					 "--filter '%s' is none of label=, "
-					 "state=, image=, name=",
-					 v);
+			cli_usage(c,
+				  "--filter '%s' is none of label=, state=, "
+				  "image=, name=",
+				  v);
+			return CLI_USAGE;
 		}
 		if (!label && !image)
 			continue;
@@ -49,16 +50,17 @@ static bool shown(const struct cli *c, const json_t *vm)
 	for (size_t i = 0; (v = cli_value_at(c, "filter", i)); i++) {
 		if (!strncmp(v, "state=", 6)) {
 			by_state = true;
-			if (strcasecmp(v + 6, state))
+			if (strcasecmp(v + 6, state) != 0)
 				return false;
 		} else if (!strncmp(v, "name=", 5) && !strstr(name, v + 5)) {
 			return false;
 		}
 	}
-	return by_state || cli_flag(c, "all") || strcmp(state, "TERMINATED");
+	return by_state || cli_flag(c, "all") ||
+	       strcmp(state, "TERMINATED") != 0;
 }
 
-static char *labels_text(const json_t *labels)
+static char *labels_text(json_t *labels)
 {
 	const char *key;
 	json_t *value;
@@ -66,7 +68,7 @@ static char *labels_text(const json_t *labels)
 	char *out = NULL;
 	FILE *f = open_memstream(&out, &len);
 
-	json_object_foreach((json_t *)(uintptr_t)labels, key, value)
+	json_object_foreach(labels, key, value)
 	{
 		if (json_is_string(value))
 			fprintf(f, "%s%s=%s", ftell(f) > 0 ? "," : "", key,

@@ -146,7 +146,7 @@ int cmd_wait(struct cli *c)
 
 	if (code)
 		return code;
-	while (i < ARRAY_SIZE(states) && strcasecmp(c->argv[1], states[i]))
+	while (i < ARRAY_SIZE(states) && strcasecmp(c->argv[1], states[i]) != 0)
 		i++;
 	if (i == ARRAY_SIZE(states))
 		return cli_usage(c,

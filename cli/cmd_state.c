@@ -50,8 +50,8 @@ static int may_remove(struct cli *c, const char *id, bool *skip)
 		*skip = cli_try(c, path, &vm) == CLI_NOT_FOUND;
 	} else {
 		code = cli_call(c, id, "GET", path, NULL, &vm);
-		if (!code && strcmp(cli_str(vm, "state"), "SUSPENDED") &&
-		    strcmp(cli_str(vm, "state"), "TERMINATED"))
+		if (!code && strcmp(cli_str(vm, "state"), "SUSPENDED") != 0 &&
+		    strcmp(cli_str(vm, "state"), "TERMINATED") != 0)
 			code = cli_fail(CLI_CONFLICT,
 					"%s: it is %s, and its state would be "
 					"lost; use rm -f, or suspend it first",

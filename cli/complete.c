@@ -196,7 +196,7 @@ int cli_complete_ids(struct cli *c)
 	json_t *j = NULL, *item;
 	size_t i;
 
-	if (strcmp(c->argv[0], "image") &&
+	if (strcmp(c->argv[0], "image") != 0 &&
 	    !cli_try(c, CLI_AWS "/microvms?maxResults=50", &j)) {
 		json_array_foreach(json_object_get(j, "items"), i, item)
 		{
@@ -208,7 +208,7 @@ int cli_complete_ids(struct cli *c)
 		}
 		json_decref(j);
 	}
-	if (strcmp(c->argv[0], "vm") &&
+	if (strcmp(c->argv[0], "vm") != 0 &&
 	    !cli_try(c, CLI_AWS "/microvm-images?maxResults=50", &j)) {
 		json_array_foreach(json_object_get(j, "items"), i, item)
 		    print_word(cli_str(item, "name"));

@@ -21,7 +21,7 @@ int httpc_open(struct httpc *h, const char *socket_path, struct err *e)
 		return err_set(e, -ENAMETOOLONG,
 			       "the socket's path is longer than %zu bytes: %s",
 			       sizeof(sa.sun_path) - 1, socket_path);
-	strcpy(sa.sun_path, socket_path);
+	memcpy(sa.sun_path, socket_path, strlen(socket_path) + 1);
 	h->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (h->fd < 0)
 		return err_sys(e, "socket");
@@ -108,22 +108,24 @@ static ssize_t fill(struct httpc *h, struct err *e)
 	do
 		n = read(h->fd, h->buf + h->len, sizeof(h->buf) - h->len);
 	while (n < 0 && errno == EINTR);
-	if (n < 0)
-		return err_set(e, -errno, "reading from thawd: %s",
-			       strerror(errno));
+	if (n < 0) {
+		err_set(e, -errno, "reading from thawd: %s", strerror(errno));
+		return -EIO;
+	}
 	h->len += (size_t)n;
 	return n;
 }
 
 static int malformed(struct err *e, const char *what)
 {
-	return err_set(e, -EBADMSG, "thawd's answer is malformed: %s", what);
+	err_set(e, -EBADMSG, "thawd's answer is malformed: %s", what);
+	return -EBADMSG;
 }
 
 static int cut_short(struct err *e)
 {
-	return err_set(e, -EPIPE,
-		       "the connection to thawd ended within its answer");
+	err_set(e, -EPIPE, "the connection to thawd ended within its answer");
+	return -EPIPE;
 }
 
 // One line of the head or of the chunk framing, without CR LF, in the buffer.
@@ -139,7 +141,7 @@ static int get_line(struct httpc *h, char **out, struct err *e)
 			return malformed(e, "a line is too long");
 		n = fill(h, e);
 		if (n <= 0)
-			return n < 0 ? (int)n : cut_short(e);
+			return n < 0 ? -EIO : cut_short(e);
 	}
 	*out = h->buf + h->at;
 	h->head_used += (size_t)(nl + 1 - *out);
@@ -200,7 +202,7 @@ static int take_header(struct httpc *h, char *line, struct err *e)
 	} else if (!strcasecmp(line, "transfer-encoding")) {
 		if (h->framing != HTTPC_TO_END)
 			return malformed(e, "two lengths");
-		if (strcasecmp(v, "chunked"))
+		if (strcasecmp(v, "chunked") != 0)
 			return malformed(e, "Transfer-Encoding");
 		h->framing = HTTPC_CHUNKED;
 	} else if (!strcasecmp(line, "x-amzn-errortype")) {
@@ -222,8 +224,9 @@ static int status_line(struct httpc *h, struct err *e)
 
 	if (rc)
 		return rc;
-	if (strncmp(line, "HTTP/1.", 7) || !isdigit((unsigned char)line[7]) ||
-	    line[8] != ' ' || !isdigit((unsigned char)line[9]) ||
+	if (strncmp(line, "HTTP/1.", 7) != 0 ||
+	    !isdigit((unsigned char)line[7]) || line[8] != ' ' ||
+	    !isdigit((unsigned char)line[9]) ||
 	    !isdigit((unsigned char)line[10]) ||
 	    !isdigit((unsigned char)line[11]) || (line[12] && line[12] != ' '))
 		return malformed(e, "it does not start with HTTP/1.1");
@@ -330,7 +333,7 @@ int httpc_body_all(struct httpc *h, char **out, size_t *len, struct err *e)
 
 	do {
 		if (cap - at < HTTPC_BUF) {
-			char *more = realloc(buf, cap + 2 * HTTPC_BUF);
+			char *more = realloc(buf, cap + (size_t)2 * HTTPC_BUF);
 
 			if (!more || cap > HTTPC_BODY_MAX) {
 				free(more ? more : buf);
@@ -338,7 +341,7 @@ int httpc_body_all(struct httpc *h, char **out, size_t *len, struct err *e)
 					       "thawd's answer is too long");
 			}
 			buf = more;
-			cap += 2 * HTTPC_BUF;
+			cap += (size_t)2 * HTTPC_BUF;
 		}
 		n = httpc_body(h, buf + at, cap - at - 1, e);
 		if (n < 0) {

@@ -190,7 +190,7 @@ int cli_try(struct cli *c, const char *path, json_t **out)
 
 int cli_list(struct cli *c, const char *what, const char *path, json_t **out)
 {
-	json_t *all = json_array(), *page;
+	json_t *all = json_array(), *page = NULL;
 	const char *sep = strchr(path, '?') ? "&" : "?";
 	char *token = NULL, *enc, *full;
 	int code;

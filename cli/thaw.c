@@ -451,7 +451,7 @@ static int parse_opts(struct cli *c, int argc, char **argv)
 static void find_dash(struct cli *c, int argc, char **argv)
 {
 	for (int i = 1; i < argc; i++) {
-		if (strcmp(argv[i], "--"))
+		if (strcmp(argv[i], "--") != 0)
 			continue;
 		c->double_dash = true;
 		c->dash_at = argc - i - 1; // from the end, for now

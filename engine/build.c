@@ -34,8 +34,8 @@ static void free_list(const char *const *list)
 	if (!list)
 		return;
 	for (const char *const *p = list; *p; p++)
-		free((void *)(uintptr_t)*p);
-	free((void *)(uintptr_t)list);
+		free((void *)*p);
+	free((void *)list);
 }
 
 static const char *const *copy_list(const char *const *list)
@@ -67,7 +67,7 @@ static void free_req(struct eng_build_req *r)
 				     r->kernel, r->cmdline, r->config};
 
 	for (size_t i = 0; i < ARRAY_SIZE(texts); i++)
-		free((void *)(uintptr_t)texts[i]);
+		free((void *)texts[i]);
 	free_list(r->argv);
 	free_list(r->env);
 }

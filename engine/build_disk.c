@@ -203,28 +203,37 @@ static void start_storing(struct build_disk *d)
 
 // --- the program ---------------------------------------------------------
 
-static void take_result(struct build_disk *d, const char *line)
+// "WORD NUMBER REST": false when `line` does not begin so.
+static bool parse_line(const char *line, const char *word, long long *number,
+		       const char **rest)
 {
-	unsigned long long bytes;
+	size_t n = strlen(word);
+	char *end;
 
-	if (sscanf(line, "result %llu", &bytes) == 1 && bytes > 0)
-		d->image_bytes = bytes;
+	if (strncmp(line, word, n) != 0 || line[n] != ' ')
+		return false;
+	errno = 0;
+	*number = strtoll(line + n + 1, &end, 10);
+	if (errno || end == line + n + 1 || *end != ' ')
+		return false;
+	*rest = end + 1;
+	return true;
 }
 
 static void take_line(struct build_disk *d, const char *line)
 {
-	int percent, at = 0, code;
+	const char *rest;
+	long long v;
 
-	if (sscanf(line, "progress %d %n", &percent, &at) == 1 && at)
-		d->ev.progress(d->ctx, "disk",
-			       percent < 0 || percent > 100 ? -1 : percent,
-			       line + at);
+	if (parse_line(line, "progress", &v, &rest))
+		d->ev.progress(d->ctx, "disk", v < 0 || v > 100 ? -1 : (int)v,
+			       rest);
 	else if (!strncmp(line, "note ", 5))
 		d->ev.progress(d->ctx, "disk", -1, line + 5);
-	else if (sscanf(line, "error %d %n", &code, &at) == 1 && at)
-		disk_fail(d, code > -4096 ? code : -EIO, line + at);
-	else
-		take_result(d, line);
+	else if (parse_line(line, "error", &v, &rest))
+		disk_fail(d, v < 0 && v > -4096 ? (int)v : -EIO, rest);
+	else if (parse_line(line, "result", &v, &rest) && v > 0)
+		d->image_bytes = (uint64_t)v;
 }
 
 // Lines longer than the buffer lose their rest. Returns false at the end.
@@ -316,9 +325,9 @@ static int start_program(struct build_disk *d, struct err *e)
 {
 	char work[PATH_MAX], uid[16], gid[16], bytes[24], parent[16];
 	cleanup_fd int w = -1;
-	char *argv[] = {(char *)(uintptr_t)d->env->mkdisk_path,
+	char *argv[] = {(char *)d->env->mkdisk_path,
 			"--source",
-			(char *)(uintptr_t)d->req.rootfs,
+			(char *)d->req.rootfs,
 			"--work",
 			work,
 			"--uid",
@@ -428,7 +437,8 @@ int build_rmtree(int dir, const char *name, struct err *e)
 		return err_set(e, -ENOMEM, "out of memory");
 	}
 	while ((de = readdir(dp)))
-		if (strcmp(de->d_name, ".") && strcmp(de->d_name, ".."))
+		if (strcmp(de->d_name, ".") != 0 &&
+		    strcmp(de->d_name, "..") != 0)
 			if (build_rmtree(fd, de->d_name, e))
 				rc = -EIO;
 	closedir(dp);
@@ -446,7 +456,7 @@ int eng_build_sweep(const char *tmp_dir, struct err *e)
 	if (!dp)
 		return err_sys(e, "reading %s", tmp_dir);
 	while ((de = readdir(dp))) {
-		if (strncmp(de->d_name, WORK_PREFIX, strlen(WORK_PREFIX)))
+		if (strncmp(de->d_name, WORK_PREFIX, strlen(WORK_PREFIX)) != 0)
 			continue;
 		one = build_rmtree(dirfd(dp), de->d_name, e);
 		rc = rc ? rc : one;

@@ -228,7 +228,7 @@ void build_record_enter(struct eng_build *b)
 	b->stage = BUILD_RECORD;
 	if (!build_progress(b, "record", -1, "thawing a copy"))
 		return;
-	eng_timer_set(b->deadline, RECORD_S * 1000);
+	eng_timer_set(b->deadline, 1000ull * RECORD_S);
 	rc = eng_cell_thaw(b->env->cells, &req, &ev, b, &b->cell, &e);
 	if (rc)
 		build_fail(b, rc, "thawing a copy: %s", e.msg);

@@ -36,6 +36,15 @@
 
 #include "mkdisk.h"
 
+#ifdef MK_ASAN
+// The leak checker needs ptrace, which the jail does not have.
+const char *__asan_default_options(void);
+const char *__asan_default_options(void)
+{
+	return "detect_leaks=0";
+}
+#endif
+
 static void say(const char *head, const char *fmt, va_list ap)
 {
 	char line[512], *c;
@@ -150,7 +159,7 @@ static int inner(void *ctx, struct err *e)
 
 static int run(const struct mk_opts *o, struct mk_shared *sh, struct err *e)
 {
-	cleanup_fd int go_r = -1, go_w = -1;
+	cleanup_fd int go_w = -1;
 	struct mk_source src = {-1, 0, 0, -1};
 	struct run r = {o, &src, sh, -1};
 	struct err tar_err = ERR_INIT;
@@ -167,7 +176,7 @@ static int run(const struct mk_opts *o, struct mk_shared *sh, struct err *e)
 				  "run as root)");
 	if (pipe2(pipefd, O_CLOEXEC))
 		return err_sys(e, "pipe");
-	go_r = r.go = pipefd[0];
+	r.go = pipefd[0];
 	go_w = pipefd[1];
 	pid = fork();
 	if (pid < 0)
@@ -179,6 +188,7 @@ static int run(const struct mk_opts *o, struct mk_shared *sh, struct err *e)
 		sh->error = *e;
 		_exit(rc ? 1 : 0);
 	}
+	fd_close(&r.go);
 	fd_close(&src.fd); // else tar would never see its reader go
 	(void)util_write_all(go_w, "", 1);
 	while (waitpid(pid, &st, 0) < 0 && errno == EINTR)

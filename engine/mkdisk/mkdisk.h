@@ -4,6 +4,14 @@
 
 #include "base.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#define MK_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define MK_ASAN 1
+#endif
+#endif
+
 struct mk_opts {
 	const char *source; // directory or tar, as the peer named it
 	const char *work;   // private directory on the state file system

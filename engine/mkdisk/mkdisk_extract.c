@@ -58,7 +58,7 @@ static struct archive *open_in(const struct mk_opts *o,
 	archive_read_support_filter_bzip2(a);
 	archive_read_support_filter_xz(a);
 	archive_read_support_filter_zstd(a);
-	if (archive_read_open_fd(a, src->fd, 256 * 1024) == ARCHIVE_OK)
+	if (archive_read_open_fd(a, src->fd, (size_t)256 * 1024) == ARCHIVE_OK)
 		return a;
 	not_a_tar(o, a, e);
 	archive_read_free(a);
@@ -144,14 +144,14 @@ static void keep_xattrs(struct archive_entry *en)
 	while (n < XATTRS_MAX && archive_entry_xattr_next(en, &name, &value,
 							  &len) == ARCHIVE_OK) {
 		if (!name || strlen(name) >= sizeof(kept[n].name) ||
-		    (strcmp(name, "security.capability") &&
-		     strncmp(name, "user.", 5)))
+		    (strcmp(name, "security.capability") != 0 &&
+		     strncmp(name, "user.", 5) != 0))
 			continue;
 		kept[n].value = malloc(len ? len : 1);
 		if (!kept[n].value)
 			break;
 		memcpy(kept[n].value, value, len);
-		strcpy(kept[n].name, name);
+		memcpy(kept[n].name, name, strlen(name) + 1);
 		kept[n++].len = len;
 	}
 	archive_entry_xattr_clear(en);
@@ -267,7 +267,8 @@ static int one_entry(struct job *j, struct archive_entry *en, struct err *e)
 	name = clean_name(raw, e);
 	if (!name)
 		return -EINVAL;
-	name = strcpy(copy, name); // the entry's own text is replaced below
+	// The entry's own text is replaced below.
+	name = memcpy(copy, name, strlen(name) + 1);
 	if (++j->sh->entries > j->o->max_entries)
 		return err_set(e, -EFBIG,
 			       "the archive has more than %llu files",
@@ -353,7 +354,7 @@ static int confine(struct job *j, struct err *e)
 		j->cap = MIN(j->cap, j->o->disk_bytes);
 	setrlimit(RLIMIT_CORE, &core);
 	setrlimit(RLIMIT_FSIZE, &(struct rlimit){j->cap, j->cap});
-#ifndef __SANITIZE_ADDRESS__
+#ifndef MK_ASAN
 	setrlimit(RLIMIT_AS, &(struct rlimit){(rlim_t)MEMORY_MAX_MIB << 20,
 					      (rlim_t)MEMORY_MAX_MIB << 20});
 #endif
