@@ -81,6 +81,26 @@ class Site:
                          "--memory", "384M", *options, "--", "/usr/bin/python3",
                          "/opt/app.py", timeout=900)
 
+    def on_terminal(self, *args):
+        """The command line on a terminal of its own: what it showed."""
+        ours, theirs = os.openpty()
+        p = subprocess.Popen(
+            [os.path.join(BIN, "thaw"), "--socket", self.thawd.sock, *args],
+            stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+        os.close(theirs)
+        shown = b""
+        try:
+            while True:
+                b = os.read(ours, 4096)
+                if not b:
+                    break
+                shown += b
+        except OSError:  # EIO: the other side is closed
+            pass
+        os.close(ours)
+        p.wait(60)
+        return shown.decode(errors="replace")
+
     def run(self, image, *options):
         return self.out("run", image, "--wait", *options)
 
@@ -120,7 +140,8 @@ class Site:
                  "forward", vm, f"0:{PORT}"], stdout=subprocess.PIPE,
                 stdin=subprocess.DEVNULL)
             line = p.stdout.readline().decode()
-            self.forwards[vm] = (p, int(line.strip().rsplit(":", 1)[1]))
+            # "127.0.0.1:PORT -> ID:GUEST"
+            self.forwards[vm] = (p, int(line.split(" ")[0].rsplit(":")[1]))
         return self.forwards[vm][1]
 
     def wait_state(self, vm, state, timeout=60):

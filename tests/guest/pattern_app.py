@@ -5,6 +5,7 @@ GET /check        compares every byte of both; "GOOD memory file" or "BAD ..."
 GET /dirty?SEED   rewrites the middle third of both with another seed
 GET /count        counts
 GET /random       32 bytes of getrandom, in hex
+GET /say?TEXT     prints it
 GET /cpus         how many CPUs the application sees
 """
 import hashlib
@@ -81,6 +82,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             text = str(world.count)
         elif path == "/random":
             text = os.getrandom(32).hex()
+        elif path == "/say":
+            text = "said " + query
+            print(text, flush=True)
         elif path == "/cpus":
             text = str(os.cpu_count())
         else:

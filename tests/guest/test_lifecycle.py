@@ -70,7 +70,8 @@ def test_exec():
                        "/bin/sh", "-c", 'echo "$COLOUR $N $(id -un) $(pwd)"'),
               "green 5 nobody /usr",
               "exec has the image's and its own environment, user and folder")
-    rig.contains(site.out("exec", "-t", "a", "/usr/bin/tty"), "/dev/pts/",
+    rig.contains(site.on_terminal("exec", "-it", "a", "/usr/bin/tty"),
+                 "/dev/pts/",
                  "exec -t has a terminal")
     r = site.thaw("exec", "a", "/bin/sh", "-c", "kill -9 $$", ok=False)
     rig.equal(r.returncode, 137, "a signal is 128+n")
@@ -82,9 +83,13 @@ def test_exec():
 
 
 def test_logs():
-    rig.contains(site.out("logs", "b"), "",
-                 "logs of a clone can be read")
-    site.sh("b", "echo hello-log >/proc/1/fd/1 2>/dev/null || true")
+    site.get("b", "/say?hello")
+    end = time.time() + 30
+    while "said hello" not in site.out("logs", "b") and time.time() < end:
+        time.sleep(0.2)
+    rig.contains(site.out("logs", "b"), "said hello",
+                 "what an application prints is in its clone's log")
+    rig.check("said hello" not in site.out("logs", "a"), "and in no other")
     rig.contains(site.sh("b", "cat /proc/self/cgroup"), "app",
                  "an exec'd process is in the application's cgroup")
 
