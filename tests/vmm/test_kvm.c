@@ -329,13 +329,14 @@ static void on_alarm(int sig)
 Test(kvm, signals_while_creating)
 {
 	struct sigaction sa = {.sa_handler = on_alarm};
-	struct itimerval every = {{0, 150}, {0, 150}}, never = {0};
+	struct itimerval never = {0};
 
 	sigaction(SIGALRM, &sa, NULL);
-	for (int i = 0; i < 20; i++) {
+	for (int i = 0; i < 40; i++) {
+		struct itimerval once = {{0, 0}, {0, 20 + 40 * i}};
 		struct guest g;
 
-		setitimer(ITIMER_REAL, &every, NULL);
+		setitimer(ITIMER_REAL, &once, NULL);
 		g = guest_shell(64ull << 20, 2);
 		setitimer(ITIMER_REAL, &never, NULL);
 		guest_end(&g);
