@@ -37,7 +37,7 @@ def ask(t, ident, command, pattern, timeout=30):
     end = time.time() + timeout
     while time.time() < end:
         got = t.logs(ident)[before:]
-        if re.search(pattern + r".*\n", got):
+        if re.search(rf"(?:{pattern}).*\n", got):
             return got.strip()
         time.sleep(0.02)
     return got.strip()
