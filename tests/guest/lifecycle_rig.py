@@ -129,6 +129,9 @@ class Site:
             if r.status != 200:
                 raise RuntimeError(f"GET {path}: {r.status} {body[:300]}")
             return body
+        except http.client.HTTPException as e:
+            raise RuntimeError(f"GET {path}: {e!r}; its log ends: " +
+                               self.out("logs", vm)[-2000:]) from e
         finally:
             c.close()
 
