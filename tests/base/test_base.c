@@ -142,7 +142,7 @@ Test(wire, patch_stays_inside_what_was_written)
 
 Test(wire, huge_lengths_do_not_wrap)
 {
-	uint8_t b[4];
+	uint8_t b[4] = {0};
 	struct wire_reader r = wire_reader_of(b, sizeof(b));
 
 	cr_assert_null(wire_borrow(&r, SIZE_MAX));
