@@ -1,8 +1,8 @@
 // restore.fresh and restore.shell: from the client's write() to the guest's first
 // exit, beside the floor program, interleaved.
 //
-// Two daemons run: one that keeps shells ready, and one that keeps none, where
-// every restore makes its VM inside the measured time. A sample counts only when
+// Two daemons run: one that keeps shells ready, and one that keeps only blanks,
+// where every restore makes its VM inside the measured time. A sample counts only when
 // the guest has executed: the stamp is taken by the vCPU's thread when the guest
 // leaves for the first time (it asks its mailbox).
 #include <errno.h>
@@ -69,26 +69,26 @@ static void floor_stop(struct floor *f)
 		;
 }
 
-// Waits until the daemon has `want` shells ready (0: does not matter) and the
-// machine has had a moment to finish tearing the last VM down.
-static int settle(const struct daemon *d, unsigned want, struct err *e)
+// Waits until the daemon has a cell ready of the kind `ready` (a member of the
+// host's report).
+static int settle(const struct daemon *d, const char *ready, struct err *e)
 {
 	for (int i = 0; i < 500; i++) {
 		json_t *host = NULL;
-		json_int_t ready;
+		json_int_t n;
 		int rc;
 
 		rc = daemon_call(d, "GET", "/thaw/v1/host", NULL, &host, NULL,
 				 e);
 		if (rc)
 			return rc;
-		ready = json_integer_value(json_object_get(host, "shellsReady"));
+		n = json_integer_value(json_object_get(host, ready));
 		json_decref(host);
-		if (ready >= (json_int_t)want)
+		if (n > 0)
 			return 0;
 		usleep(10000);
 	}
-	return err_set(e, -ETIMEDOUT, "no shell got ready in 5 s");
+	return err_set(e, -ETIMEDOUT, "no cell got ready in 5 s: %s", ready);
 }
 
 static int run_once(const struct daemon *d, struct samples *s, struct err *e)
@@ -135,15 +135,18 @@ struct rig {
 static int rig_start(struct rig *g, const struct bench_options *o,
 		     struct err *e)
 {
-	static const char *const with[] = {"--shells", "2", NULL};
-	static const char *const without[] = {"--shells", "0", NULL};
+	// The users of one's cells are not those of the other's.
+	static const char *const shells[] = {
+	    "--shells", "2", "--blanks", "0", "--uid-base", "2100000", NULL};
+	static const char *const blanks[] = {
+	    "--shells", "0", "--blanks", "2", "--uid-base", "2200000", NULL};
 	char elf[512];
 	int rc;
 
 	snprintf(elf, sizeof(elf), "%s/ring3.elf", o->bin_dir);
-	rc = daemon_start(&g->shell, o->bin_dir, with, e);
+	rc = daemon_start(&g->shell, o->bin_dir, shells, e);
 	if (!rc)
-		rc = daemon_start(&g->fresh, o->bin_dir, without, e);
+		rc = daemon_start(&g->fresh, o->bin_dir, blanks, e);
 	if (!rc)
 		rc = daemon_build_kernel(&g->shell, "ring3", elf, guest_cmdline,
 					 MEM_MIB, e);
@@ -165,7 +168,9 @@ static int measure(struct rig *g, const struct bench_options *o,
 	for (unsigned i = 0; i < o->runs + 5 && !rc; i++) {
 		bool count = i >= 5; // the first ones fill the templates
 
-		rc = settle(&g->shell, 1, e);
+		rc = settle(&g->shell, "shellsReady", e);
+		if (!rc)
+			rc = settle(&g->fresh, "blanksReady", e);
 		if (!rc)
 			rc = floor_once(&g->floor, count ? floor : &warm, e);
 		usleep(20000);

@@ -64,8 +64,8 @@ void api_host(struct api *a, struct http_req *r)
 		json_object_set_new(states, eng_state_name((enum vm_state)s),
 				    json_integer(t.by_state[s]));
 	j = json_pack(
-	    "{s:{s:I,s:o,s:I,s:I,s:I},s:{s:I,s:I,s:I},s:I,s:o,s:o}", "memory",
-	    "totalMiB", mib(t.memory_total), "budgetMiB",
+	    "{s:{s:I,s:o,s:I,s:I,s:I},s:{s:I,s:I,s:I},s:I,s:I,s:o,s:o}",
+	    "memory", "totalMiB", mib(t.memory_total), "budgetMiB",
 	    t.memory_budget ? json_integer(mib(t.memory_budget)) : json_null(),
 	    "committedMiB", mib(t.memory_committed), "freeMiB",
 	    mib(limit > t.memory_committed ? limit - t.memory_committed : 0),
@@ -75,8 +75,9 @@ void api_host(struct api *a, struct http_req *r)
 	    (json_int_t)(t.vcpus_total > t.vcpus_committed
 			     ? t.vcpus_total - t.vcpus_committed
 			     : 0),
-	    "shellsReady", (json_int_t)eng_cells_ready(a->cells), "microvms",
-	    states, "templates", templates(a));
+	    "shellsReady", (json_int_t)eng_cells_ready(a->cells), "blanksReady",
+	    (json_int_t)eng_cells_blanks_ready(a->cells), "microvms", states,
+	    "templates", templates(a));
 	http_reply(r, 200, j); // of this moment: holds for nothing
 }
 

@@ -1,10 +1,16 @@
-// Classes of shells, and how a cell finds its process.
+// Classes of shells, blanks, and how a cell finds its process.
 //
 // A class is a size: memory and vCPUs, because KVM slots and vCPUs are made
-// before a request comes. Who finds no shell waits in its class, and a process
-// is started for it at once; refilling is done by a timer, one spawn a turn,
-// and starts a little after a shell was taken, out of the way of the thaw. When
-// all places are taken, a shell of the class wanted longest ago makes room.
+// before a request comes. A *blank* has neither and becomes what its START
+// says; blanks are a class too, that of size 0. Who finds no shell takes a
+// blank. Who finds none waits in its class, and a process is started for it at
+// once; a blank that gets ready before that goes to who waits, too. So nobody
+// waits while a blank is ready.
+//
+// Refilling is done by a timer, one spawn a turn, and starts a little after a
+// process was taken, out of the way of the thaw. When all places are taken, a
+// shell of the class wanted longest ago makes room. A shell that gets ready
+// when enough are there, because who it was made for got another, is ended.
 #include <errno.h>
 
 #include "cells_priv.h"
@@ -29,6 +35,11 @@ static struct cell_class *class_of(struct eng_cells *c, uint32_t mem_mib,
 	k->next = c->classes;
 	c->classes = k;
 	return k;
+}
+
+static const char *name_of(const struct cell_class *k)
+{
+	return k->vcpus ? "a shell" : "a blank cell";
 }
 
 static unsigned count_waiting(const struct cell_class *k)
@@ -90,21 +101,33 @@ static bool evict_shell(struct eng_cells *c, const struct cell_class *keep)
 	return true;
 }
 
-static bool any_dying(const struct eng_cells *c)
+// Whether who got no place has one to wait for: a place that becomes free, or a
+// blank that is being born.
+static bool hope(const struct eng_cells *c)
 {
 	for (const struct cell_proc *p = c->procs; p; p = p->next) {
 		if (p->dying)
 			return true;
 	}
-	return false;
+	return c->blank && c->blank->nspawning;
+}
+
+// How many of a class are kept ready.
+static unsigned class_size(const struct eng_cells *c,
+			   const struct cell_class *k)
+{
+	if (!k->wanted)
+		return 0;
+	return k == c->blank ? c->cfg.blanks : c->cfg.shells;
 }
 
 static unsigned class_lacks(const struct eng_cells *c,
 			    const struct cell_class *k)
 {
 	unsigned have = k->nready + k->nspawning;
+	unsigned size = class_size(c, k);
 
-	return k->wanted && have < c->cfg.shells ? c->cfg.shells - have : 0;
+	return have < size ? size - have : 0;
 }
 
 static void refill_soon(struct eng_cells *c, uint64_t ms)
@@ -130,7 +153,7 @@ void shells_refill(void *ctx)
 	if (!neediest || c->nprocs >= c->cfg.max_cells)
 		return;
 	if (proc_spawn(c, neediest, &p, &e)) {
-		log_warn("preparing a shell: %s", e.msg);
+		log_warn("preparing %s: %s", name_of(neediest), e.msg);
 		refill_soon(c, RETRY_MS);
 		return;
 	}
@@ -144,6 +167,7 @@ static void bind_proc(struct eng_cell *cell, struct cell_proc *p)
 	cell->proc = p;
 	cell_hold(cell);
 	p->cell = cell;
+	p->mem_bytes = (uint64_t)cell->mem_mib << 20; // a blank's, from now on
 	p->state = PROC_BOUND;
 	cell->state = CELL_STARTING;
 	if (cell_send_start(cell, &e))
@@ -151,15 +175,35 @@ static void bind_proc(struct eng_cell *cell, struct cell_proc *p)
 	refill_soon(cell->c, REFILL_MS);
 }
 
+// Whom a process that got ready is for: who asked first, of its class or, if it
+// is a blank, of all.
+static struct eng_cell *first_waiting(const struct cell_proc *p)
+{
+	struct eng_cell *first = p->class->waiting;
+
+	if (p->class != p->c->blank)
+		return first;
+	for (struct cell_class *k = p->c->classes; k; k = k->next) {
+		if (k->waiting &&
+		    (!first || k->waiting->times.t0 < first->times.t0))
+			first = k->waiting;
+	}
+	return first;
+}
+
 void class_proc_ready(struct cell_proc *p)
 {
 	struct cell_class *k = p->class;
-	struct eng_cell *w = k->waiting;
+	struct eng_cell *w = first_waiting(p);
 
 	p->c->spawn_failures = 0;
 	if (w) {
 		cell_stop_waiting(w);
 		bind_proc(w, p);
+		return;
+	}
+	if (k->nready >= class_size(p->c, k)) {
+		proc_kill(p);
 		return;
 	}
 	p->next_ready = k->ready;
@@ -185,7 +229,7 @@ void class_proc_gone(struct cell_proc *p, const char *why)
 			cell_end(w, ENG_END_START, "a cell could not start: %s",
 				 why);
 		else if (!c->stopping)
-			log_warn("a shell could not start: %s", why);
+			log_warn("%s could not start: %s", name_of(k), why);
 	} else if (p->state == PROC_READY) {
 		for (struct cell_proc **at = &k->ready; *at;
 		     at = &(*at)->next_ready) {
@@ -193,7 +237,8 @@ void class_proc_gone(struct cell_proc *p, const char *why)
 				*at = p->next_ready;
 				k->nready--;
 				if (!p->dying || p->failed[0])
-					log_warn("a shell died: %s", why);
+					log_warn("%s died: %s", name_of(k),
+						 why);
 				break;
 			}
 		}
@@ -201,7 +246,7 @@ void class_proc_gone(struct cell_proc *p, const char *why)
 	// A place became free: for who waits, of whatever class.
 	for (k = c->classes; k && !c->stopping; k = k->next) {
 		if (count_waiting(k) > k->nspawning &&
-		    !spawn_for_waiting(c, k, &e) && !any_dying(c))
+		    !spawn_for_waiting(c, k, &e) && !hope(c))
 			cell_end(k->waiting, ENG_END_START, "%s", e.msg);
 	}
 	refill_soon(c, c->spawn_failures ? RETRY_MS : REFILL_MS);
@@ -231,7 +276,10 @@ void cell_find_proc(struct eng_cell *cell)
 		cell_end(cell, ENG_END_START, "out of memory");
 		return;
 	}
-	if ((p = take_ready(k))) {
+	p = take_ready(k);
+	if (!p && c->blank)
+		p = take_ready(c->blank);
+	if (p) {
 		bind_proc(cell, p);
 		return;
 	}
@@ -241,7 +289,7 @@ void cell_find_proc(struct eng_cell *cell)
 	*k->waiting_tail = cell;
 	k->waiting_tail = &cell->next_waiting;
 	if (count_waiting(k) > k->nspawning && !spawn_for_waiting(c, k, &e) &&
-	    !any_dying(c))
+	    !hope(c))
 		cell_end(cell, ENG_END_START, "%s", e.msg);
 }
 
@@ -261,6 +309,22 @@ unsigned eng_cells_ready(const struct eng_cells *c)
 	unsigned n = 0;
 
 	for (const struct cell_class *k = c->classes; k; k = k->next)
-		n += k->nready;
+		n += k == c->blank ? 0 : k->nready;
 	return n;
+}
+
+unsigned eng_cells_blanks_ready(const struct eng_cells *c)
+{
+	return c->blank ? c->blank->nready : 0;
+}
+
+int blanks_want(struct eng_cells *c, struct err *e)
+{
+	if (!c->cfg.blanks)
+		return 0;
+	c->blank = class_of(c, 0, 0);
+	if (!c->blank)
+		return err_set(e, -ENOMEM, "no memory for the cells");
+	eng_cells_want(c, 0, 0);
+	return 0;
 }

@@ -135,6 +135,8 @@ int cell_send_start(struct eng_cell *cell, struct err *e)
 	unsigned nfds = 0;
 
 	s.flags = s.state_len = s.nzero = 0;
+	s.mem_mib = cell->mem_mib;
+	s.vcpus = cell->vcpus;
 	s.disk_bytes = 0;
 	s.mailbox_len = 0;
 	s.mailbox = NULL;

@@ -52,6 +52,8 @@ void cp_put_start(struct wire_writer *w, enum cp_type type,
 
 	cp_begin(w, type);
 	wire_put_u32(w, s->flags);
+	wire_put_u32(w, s->mem_mib);
+	wire_put_u32(w, s->vcpus);
 	wire_put_u64(w, s->disk_bytes);
 	wire_put_u32(w, s->state_len);
 	wire_put_u32(w, s->nzero);
@@ -72,6 +74,8 @@ int cp_get_start(struct wire_reader *r, enum cp_type type, struct cp_start *s)
 
 	memset(s, 0, sizeof(*s));
 	s->flags = wire_get_u32(r);
+	s->mem_mib = wire_get_u32(r);
+	s->vcpus = wire_get_u32(r);
 	s->disk_bytes = wire_get_u64(r);
 	s->state_len = wire_get_u32(r);
 	s->nzero = wire_get_u32(r);

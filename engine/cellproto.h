@@ -13,7 +13,7 @@
 #define CP_MAGIC 0x31434854u // "THC1"
 
 enum {
-	CP_VERSION = 1,
+	CP_VERSION = 2,
 	CP_HEAD = 8,		// magic u32, version u16, type u16
 	CP_MSG_MAX = 96 * 1024, // of any message
 	CP_MAX_FDS = 4,
@@ -102,6 +102,7 @@ struct cp_zero_extent {
 
 struct cp_start { // CP_START_THAW and CP_START_BOOT
 	uint32_t flags;
+	uint32_t mem_mib, vcpus; // the shell's; what a blank is to become
 	uint64_t disk_bytes;
 	uint32_t state_len; // thaw only
 	uint32_t nzero;

@@ -556,7 +556,7 @@ static int cells_setup(struct eng_cells *c, struct err *e)
 	c->refill = eng_timer_create(c->loop, shells_refill, c, "shells");
 	if (!c->slots || !c->store_watch || !c->keeper_watch || !c->refill)
 		return err_set(e, -ENOMEM, "no memory for the cells");
-	return 0;
+	return blanks_want(c, e);
 }
 
 static void cells_free(struct eng_cells *c)

@@ -18,6 +18,7 @@ struct eng_cells_config {
 	uint32_t uid_base;     // cells get uid_base + slot
 	unsigned shells;       // prepared shells kept per class in use
 	unsigned max_cells;
+	unsigned blanks; // prepared cells of no class, for any
 };
 
 int eng_cells_create(struct eng_cells **out, struct eng_loop *l,
@@ -30,6 +31,7 @@ void eng_cells_destroy(struct eng_cells *c); // kills what is left, waits
 void eng_cells_want(struct eng_cells *c, uint32_t mem_mib, unsigned vcpus);
 unsigned
 eng_cells_ready(const struct eng_cells *c); // shells ready, all classes
+unsigned eng_cells_blanks_ready(const struct eng_cells *c);
 
 // Why a cell ended.
 enum eng_end {

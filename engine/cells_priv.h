@@ -35,6 +35,7 @@ struct eng_cells {
 	struct cell_proc *procs;
 	struct eng_cell *cells;
 	struct cell_class *classes;
+	struct cell_class *blank; // that of blanks, or NULL: none are kept
 	struct eng_snap *snaps;
 	uint8_t *slots; // in use, one byte each; cfg.max_cells of them
 	uint64_t next_id, next_template_id;
@@ -46,7 +47,7 @@ struct eng_cells {
 struct cell_class {
 	struct cell_class *next;
 	uint32_t mem_mib;
-	unsigned vcpus;
+	unsigned vcpus; // 0, as mem_mib: the class of blanks
 	bool wanted;
 	uint64_t wanted_at;
 	unsigned nready, nspawning;
@@ -149,6 +150,7 @@ void cell_job_run(struct eng_cell *cell, struct cell_job *j);
 void cell_find_proc(struct eng_cell *cell);
 void cell_stop_waiting(struct eng_cell *cell);
 void shells_refill(void *cells); // the refill timer
+int blanks_want(struct eng_cells *c, struct err *e); // at the beginning
 // A proc became ready, or is gone: serves who waits for one.
 void class_proc_ready(struct cell_proc *p);
 void class_proc_gone(struct cell_proc *p, const char *why);

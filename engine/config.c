@@ -16,6 +16,7 @@ const char eng_usage[] =
     "  --kernel PATH          guest kernel, a vmlinux or bzImage\n"
     "  --initrd PATH          initramfs with thaw-agent for it\n"
     "  --shells N             prepared virtual machines kept ready (2)\n"
+    "  --blanks N             prepared cells for machines of any size (2)\n"
     "  --max-cells N          microVMs and shells at most (4096)\n"
     "  --uid-base N           cells run as user ids from N on (2000000)\n"
     "  --jobs N               worker threads (2)\n"
@@ -32,6 +33,7 @@ enum {
 	OPT_KERNEL,
 	OPT_INITRD,
 	OPT_SHELLS,
+	OPT_BLANKS,
 	OPT_MAX_CELLS,
 	OPT_UID_BASE,
 	OPT_JOBS,
@@ -51,6 +53,7 @@ static const struct option options[] = {
     {"kernel", required_argument, NULL, OPT_KERNEL},
     {"initrd", required_argument, NULL, OPT_INITRD},
     {"shells", required_argument, NULL, OPT_SHELLS},
+    {"blanks", required_argument, NULL, OPT_BLANKS},
     {"max-cells", required_argument, NULL, OPT_MAX_CELLS},
     {"uid-base", required_argument, NULL, OPT_UID_BASE},
     {"jobs", required_argument, NULL, OPT_JOBS},
@@ -125,6 +128,10 @@ static int set_number(struct eng_config *c, int opt, const char *v,
 	case OPT_SHELLS:
 		rc = number("shells", v, 0, 256, &n, e);
 		c->shells = (unsigned)n;
+		return rc;
+	case OPT_BLANKS:
+		rc = number("blanks", v, 0, 256, &n, e);
+		c->blanks = (unsigned)n;
 		return rc;
 	case OPT_MAX_CELLS:
 		rc = number("max-cells", v, 1, 65536, &n, e);
@@ -223,6 +230,7 @@ int eng_config_parse(struct eng_config *c, int argc, char **argv, struct err *e)
 
 	*c = (struct eng_config){
 	    .shells = 2,
+	    .blanks = 2,
 	    .jobs = 2,
 	    .max_cells = 4096,
 	    .uid_base = 2000000,

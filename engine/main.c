@@ -179,6 +179,7 @@ static int make_cells(struct thawd *d, struct err *e)
 	    .keeper_fd = d->keeper,
 	    .uid_base = d->cfg.uid_base,
 	    .shells = d->cfg.shells,
+	    .blanks = d->cfg.blanks,
 	    .max_cells = d->cfg.max_cells,
 	};
 

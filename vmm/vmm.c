@@ -96,17 +96,21 @@ static int set_slot(struct vmm *vm, uint32_t slot, uint64_t gpa, uint64_t off,
 	return 0;
 }
 
-static int create_memory(struct vmm *vm, uint64_t bytes, struct err *e)
+static int create_memory(struct vmm *vm, const struct vmm_config *cfg,
+			 struct err *e)
 {
-	uint64_t low = MIN(bytes, VMM_LOW_MAX);
-	void *p = mmap(NULL, bytes, PROT_NONE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	uint64_t bytes = cfg->mem_bytes, low = MIN(bytes, VMM_LOW_MAX);
+	void *p = cfg->mem_at;
 	int rc;
 
+	if (!p)
+		p = mmap(NULL, bytes, PROT_NONE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (p == MAP_FAILED)
 		return err_sys(e, "reserving %llu MiB of addresses",
 			       (unsigned long long)(bytes >> 20));
 	vm->mem = (struct guestmem){p, bytes};
+	vm->mem_borrowed = cfg->mem_at != NULL;
 	rc = set_slot(vm, 0, 0, 0, low, e);
 	if (rc == 0 && bytes > low)
 		rc = set_slot(vm, 1, VMM_HIGH_BASE, low, bytes - low, e);
@@ -132,7 +136,7 @@ static int create_kvm(struct vmm *vm, const struct vmm_config *cfg,
 	} while (vm->fd < 0 && errno == EINTR && ++tries < 100);
 	if (vm->fd < 0)
 		return err_sys(e, "KVM_CREATE_VM");
-	rc = create_memory(vm, cfg->mem_bytes, e);
+	rc = create_memory(vm, cfg, e);
 	if (rc)
 		return rc;
 	// Intel processors without "unrestricted guest" need these three pages;
@@ -250,6 +254,8 @@ static int config_check(const struct vmm_config *cfg, struct err *e)
 	if (cfg->vcpus < 1 || cfg->vcpus > VMM_MAX_VCPUS)
 		return err_set(e, -EINVAL, "vCPUs must be 1 to %d",
 			       VMM_MAX_VCPUS);
+	if ((uintptr_t)cfg->mem_at % 4096)
+		return err_set(e, -EINVAL, "memory must start at a page");
 	return 0;
 }
 
@@ -295,7 +301,7 @@ void vmm_destroy(struct vmm *vm)
 		fd_close(&vm->vcpu[i].fd);
 	}
 	fd_close(&vm->fd);
-	if (vm->mem.base)
+	if (vm->mem.base && !vm->mem_borrowed)
 		munmap(vm->mem.base, vm->mem.bytes);
 	console_fini(&vm->console);
 	free(vm->doorbell.mailbox);

@@ -178,6 +178,7 @@ struct kick_ref {
 struct vmm {
 	int fd; // the KVM VM
 	struct guestmem mem;
+	bool mem_borrowed; // its addresses are the caller's
 	unsigned nvcpus;
 	struct vcpu vcpu[VMM_MAX_VCPUS];
 	size_t run_size;  // of each vCPU's kvm_run mapping

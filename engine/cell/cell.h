@@ -16,13 +16,19 @@
 enum cell_phase { CELL_IDLE, CELL_RUNNING };
 
 struct cell {
-	struct vmm *vm;
+	struct vmm *vm; // a blank's: NULL until `phase` says RUNNING
+	uint32_t mem_mib, vcpus; // 0 and 0: a blank
+	void *mem_at;	// a blank's reservation for guest memory
 	int uffd; // this cell's dup, until the template is registered
 	// Written by the vCPU-0 thread before `phase` says RUNNING.
 	uint64_t mapped_ns, loaded_ns;
 	struct blkback *disk;
 	_Atomic int phase;
 };
+
+// Makes the VM and its vCPUs' threads. Main thread, or a blank's vCPU-0 thread.
+int cell_make_vm(struct cell *c, uint32_t mem_mib, uint32_t vcpus,
+		 struct err *e);
 
 // The vCPU-0 thread's main.
 void *cell_vcpu0(void *cell);

@@ -1,5 +1,7 @@
 // thaw-cell MEM_MIB VCPUS UID: one microVM in a jail. Started by thawd only,
-// with the descriptors of cellproto.h; says nothing on the terminal.
+// with the descriptors of cellproto.h; says nothing on the terminal. With 0 MiB
+// and 0 vCPUs it is a blank: it has addresses for the largest guest and makes
+// its VM when START says of which size.
 //
 // Life: jail, userfaultfd, shell (KVM VM and vCPUs), HELLO; then it waits.
 // START (cell_start.c) makes it a microVM; the device thread here reports, and
@@ -315,16 +317,17 @@ static int64_t patience_us(struct device_thread *d)
 static void device_loop(struct device_thread *d)
 {
 	for (;;) {
-		struct pollfd p[2] = {
-		    {CP_FD_CTL, POLLIN, 0},
-		    {vmm_event_fd(d->cell->vm), POLLIN, 0},
-		};
 		int64_t us = patience_us(d);
 		struct timespec ts = {us / 1000000, (us % 1000000) * 1000};
 		bool devices =
 		    d->starting && !d->paused &&
 		    atomic_load_explicit(&d->cell->phase,
 					 memory_order_acquire) == CELL_RUNNING;
+		// Before RUNNING a blank has no VM, or one half made.
+		struct pollfd p[2] = {
+		    {CP_FD_CTL, POLLIN, 0},
+		    {devices ? vmm_event_fd(d->cell->vm) : -1, POLLIN, 0},
+		};
 
 		if (ppoll(p, devices ? 2 : 1, us < 0 ? NULL : &ts, NULL) < 0 &&
 		    errno != EINTR)
@@ -352,7 +355,7 @@ static unsigned arg_num(const char *text, unsigned long max)
 
 	errno = 0;
 	v = strtoul(text, &end, 10);
-	if (errno || *end || end == text || v == 0 || v > max) {
+	if (errno || *end || end == text || v > max) {
 		err_set(&e, -EINVAL, "thaw-cell: bad argument");
 		cell_die(&e);
 	}
@@ -378,19 +381,21 @@ static void start_vcpu0(struct cell *c)
 	}
 }
 
-static void hello(struct cell *c, unsigned vcpus)
+static void hello(struct cell *c)
 {
 	uint8_t buf[CP_HEAD + 20];
 	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
 
 	cp_begin(&w, CP_HELLO);
-	wire_put_u64(&w, (uintptr_t)vmm_mem_base(c->vm));
-	wire_put_u64(&w, vmm_mem_bytes(c->vm));
-	wire_put_u32(&w, vcpus);
+	wire_put_u64(&w, c->vm ? (uintptr_t)vmm_mem_base(c->vm)
+			       : (uintptr_t)c->mem_at);
+	wire_put_u64(&w, (uint64_t)c->mem_mib << 20);
+	wire_put_u32(&w, c->vcpus);
 	send_or_exit(&w, &c->uffd);
 }
 
-static void make_shell(struct cell *c, unsigned mem_mib, unsigned vcpus)
+int cell_make_vm(struct cell *c, uint32_t mem_mib, uint32_t vcpus,
+		 struct err *e)
 {
 	struct vmm_config cfg = {
 	    .struct_size = sizeof(cfg),
@@ -398,7 +403,20 @@ static void make_shell(struct cell *c, unsigned mem_mib, unsigned vcpus)
 	    .mem_bytes = (uint64_t)mem_mib << 20,
 	    .vcpus = vcpus,
 	    .console_fd = CP_FD_CONSOLE,
+	    .mem_at = c->mem_at,
 	};
+	int rc = vmm_create(&c->vm, &cfg, e);
+
+	close(CP_FD_KVM);
+	if (!rc && vcpus > 1)
+		rc = vmm_spawn_vcpus(c->vm, 1, e);
+	c->mem_mib = mem_mib;
+	c->vcpus = vcpus;
+	return rc;
+}
+
+static void make_uffd(struct cell *c)
+{
 	struct err e = ERR_INIT;
 
 	// Faults of KVM are the kernel's: only this device grants those.
@@ -409,11 +427,19 @@ static void make_shell(struct cell *c, unsigned mem_mib, unsigned vcpus)
 		cell_die(&e);
 	}
 	close(CP_FD_UFFD);
-	if (vmm_create(&c->vm, &cfg, &e))
+}
+
+// Only addresses: no memory is promised, and no page tables are made.
+static void reserve(struct cell *c)
+{
+	struct err e = ERR_INIT;
+
+	c->mem_at = mmap(NULL, (uint64_t)VMM_MAX_MEM_MIB << 20, PROT_NONE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (c->mem_at == MAP_FAILED) {
+		err_sys(&e, "cannot reserve addresses for guest memory");
 		cell_die(&e);
-	close(CP_FD_KVM);
-	if (vcpus > 1 && vmm_spawn_vcpus(c->vm, 1, &e))
-		cell_die(&e);
+	}
 }
 
 int main(int argc, char **argv)
@@ -430,14 +456,18 @@ int main(int argc, char **argv)
 	mem_mib = arg_num(argv[1], VMM_MAX_MEM_MIB);
 	vcpus = arg_num(argv[2], VMM_MAX_VCPUS);
 	jail.uid = arg_num(argv[3], UINT_MAX - 1);
-	jail.threads = vcpus + 1;
+	jail.threads = (vcpus ? vcpus : VMM_MAX_VCPUS) + 1;
 	if (jail_enter(&jail, &e))
 		cell_die(&e);
 	mallopt(M_ARENA_MAX, 1);
-	make_shell(&cell, mem_mib, vcpus);
+	make_uffd(&cell);
+	if (mem_mib == 0 && vcpus == 0)
+		reserve(&cell);
+	else if (cell_make_vm(&cell, mem_mib, vcpus, &e))
+		cell_die(&e);
 	start_vcpu0(&cell);
 	malloc_trim(0);
-	hello(&cell, vcpus);
+	hello(&cell);
 	dev.stash_tail = &dev.stash;
 	device_loop(&dev);
 }

@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 
 #include "cell.h"
+#include "jail.h"
 
 enum { PAGE = 4096, WARM_STACK = 48 * 1024 };
 
@@ -219,6 +220,24 @@ static void __attribute__((noinline)) warm_up(void)
 	memset(&start, 0, sizeof(start));
 }
 
+// A shell has its size; a blank takes it on.
+static int take_size(struct cell *c, const struct start *st, struct err *e)
+{
+	if (!c->vm) {
+		int rc = jail_threads(st->s.vcpus + 1, e);
+
+		return rc ? rc
+			  : cell_make_vm(c, st->s.mem_mib, st->s.vcpus, e);
+	}
+	if (st->s.mem_mib != c->mem_mib || st->s.vcpus != c->vcpus)
+		return err_set(e, -EBADMSG,
+			       "a start of %u MiB and %u vCPUs for a shell of "
+			       "%u and %u",
+			       st->s.mem_mib, st->s.vcpus, c->mem_mib,
+			       c->vcpus);
+	return 0;
+}
+
 static int receive_start(struct cell *c, struct err *e)
 {
 	struct wire_reader r;
@@ -233,6 +252,9 @@ static int receive_start(struct cell *c, struct err *e)
 	if ((start.type != CP_START_THAW && start.type != CP_START_BOOT) ||
 	    cp_get_start(&r, (enum cp_type)start.type, &start.s))
 		return err_set(e, -EBADMSG, "expected a start");
+	rc = take_size(c, &start, e);
+	if (rc)
+		return rc;
 	rc = start.type == CP_START_THAW ? start_thaw(c, &start, e)
 					 : start_boot(c, &start, e);
 	if (!rc && start.next != start.nfds)

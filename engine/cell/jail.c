@@ -51,6 +51,11 @@ static int limit(int what, rlim_t v, struct err *e)
 	return 0;
 }
 
+int jail_threads(unsigned threads, struct err *e)
+{
+	return limit(RLIMIT_NPROC, threads + 16, e);
+}
+
 static int limits(const struct jail_config *j, struct err *e)
 {
 	int rc;
@@ -60,7 +65,7 @@ static int limits(const struct jail_config *j, struct err *e)
 	    (rc = limit(RLIMIT_CORE, 0, e)) ||
 	    (rc = limit(RLIMIT_FSIZE, j->max_file, e)) ||
 	    (rc = limit(RLIMIT_MSGQUEUE, 0, e)) ||
-	    (rc = limit(RLIMIT_NPROC, j->threads + 16, e)))
+	    (rc = jail_threads(j->threads, e)))
 		return rc;
 	return 0;
 }

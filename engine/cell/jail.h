@@ -16,4 +16,7 @@ struct jail_config {
 // Irreversible; on an error the process is half jailed and must exit.
 int jail_enter(const struct jail_config *j, struct err *e);
 
+// From within: fewer threads from now on.
+int jail_threads(unsigned threads, struct err *e);
+
 #endif

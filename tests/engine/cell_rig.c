@@ -89,6 +89,7 @@ void rig_open(struct rig *r, const struct rig_opts *o)
 	// Rigs of tests that run side by side share no user.
 	cfg.uid_base = 1000000 + (uint32_t)getpid() % 1000000 * 64;
 	cfg.shells = o->shells;
+	cfg.blanks = o->blanks;
 	cfg.max_cells = o->max_cells ? o->max_cells : 32;
 	cr_assert_eq(
 	    eng_cells_create(&r->cells, r->loop, r->jobs, r->store, &cfg, &e),

@@ -50,7 +50,7 @@ struct eng_cells {
 	struct eng_jobs *jobs;
 	struct pgc_store *store;
 	struct eng_cell *list;
-	unsigned shells;
+	unsigned shells, blanks;
 };
 
 struct fake_capture {
@@ -197,6 +197,7 @@ int eng_cells_create(struct eng_cells **out, struct eng_loop *l,
 	c->jobs = j;
 	c->store = s;
 	c->shells = cfg->shells;
+	c->blanks = cfg->blanks;
 	*out = c;
 	return 0;
 }
@@ -220,6 +221,11 @@ void eng_cells_want(struct eng_cells *c, uint32_t mem_mib, unsigned vcpus)
 unsigned eng_cells_ready(const struct eng_cells *c)
 {
 	return c->shells;
+}
+
+unsigned eng_cells_blanks_ready(const struct eng_cells *c)
+{
+	return c->blanks;
 }
 
 // --- starting

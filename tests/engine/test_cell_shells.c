@@ -1,4 +1,4 @@
-// Shells: prepared, taken, replaced, limited.
+// Shells and blanks: prepared, taken, replaced, limited.
 #include <criterion/criterion.h>
 #include <signal.h>
 #include <stdio.h>
@@ -165,6 +165,127 @@ Test(cell_shells, a_cell_is_small)
 #ifndef __SANITIZE_ADDRESS__
 	cr_assert_leq(kib, 3u * 1024); // the kernel's part comes on top
 #endif
+	rig_kill(&vm[0]);
+	rig_close(&rig);
+}
+
+static bool blanks_ready(void *want)
+{
+	return eng_cells_blanks_ready(rig.cells) == *(unsigned *)want;
+}
+
+static void await_blanks(unsigned n)
+{
+	cr_assert(rig_until(&rig, blanks_ready, &n, 10000), "%u of %u blanks",
+		  eng_cells_blanks_ready(rig.cells), n);
+}
+
+// The blank that the next one to come will get.
+static pid_t next_blank(void)
+{
+	cr_assert(rig.cells->blank && rig.cells->blank->ready);
+	return rig.cells->blank->ready->pid;
+}
+
+// An image, a suspended microVM and a boot, each from a blank.
+static void from_blanks(uint32_t mem_mib, unsigned vcpus)
+{
+	struct rig_opts o = {.blanks = 2};
+	struct pgc_id img, own;
+	pid_t pid;
+
+	if (!rig_usable())
+		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	rig_open(&rig, &o);
+	await_blanks(2);
+	cr_assert_eq(eng_cells_ready(rig.cells), 0u); // those are not shells
+	pid = next_blank();
+	rig_boot(&rig, &vm[0], mem_mib, vcpus, "fill 7 16M 4M");
+	cr_assert_eq(eng_cell_pid(vm[0].cell), pid);
+	cr_assert_eq(rig_capture(&vm[0], &img, true, false), 0, "%s",
+		     vm[0].capture_why);
+	await_blanks(2);
+	pid = next_blank();
+	rig_thaw(&rig, &vm[0], &img, NULL);
+	cr_assert(!vm[0].gone, "%s", vm[0].detail);
+	cr_assert_eq(eng_cell_pid(vm[0].cell), pid);
+	cr_assert_eq(vm[0].cell->proc->mem_bytes, (uint64_t)mem_mib << 20);
+	cr_assert_str_eq(rig_cmd(&vm[0], "check 7 16M 4M"), "GOOD 1024");
+	cr_assert_str_eq(rig_cmd(&vm[0], "fill 8 18M 1M"), "FILLED 256");
+	cr_assert_eq(rig_capture(&vm[0], &own, false, false), 0, "%s",
+		     vm[0].capture_why);
+	await_blanks(2);
+	pid = next_blank();
+	rig_thaw(&rig, &vm[1], &img, &own);
+	cr_assert(!vm[1].gone, "%s", vm[1].detail);
+	cr_assert_eq(eng_cell_pid(vm[1].cell), pid);
+	cr_assert_str_eq(rig_cmd(&vm[1], "check 7 16M 2M"), "GOOD 512");
+	cr_assert_str_eq(rig_cmd(&vm[1], "check 8 18M 1M"), "GOOD 256");
+	cr_assert_str_eq(rig_cmd(&vm[1], "check 7 19M 1M"), "GOOD 256");
+	await_blanks(2); // refilled after each
+	rig_kill(&vm[1]);
+	rig_close(&rig);
+}
+
+Test(cell_shells, a_blank_becomes_any_machine)
+{
+	from_blanks(64, 1);
+}
+
+Test(cell_shells, a_blank_with_two_vcpus)
+{
+	from_blanks(128, 2);
+}
+
+// Above 3 GiB guest memory is in two slots.
+Test(cell_shells, a_blank_of_four_gib)
+{
+	from_blanks(4096, 1);
+}
+
+// A shell of the class is better; with none, and no blank, a process is made.
+Test(cell_shells, shells_before_blanks_before_none)
+{
+	struct rig_opts o = {.shells = 2, .blanks = 1}, none = {0};
+	struct pgc_id img;
+	pid_t blank;
+
+	if (!rig_usable())
+		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	rig_open(&rig, &o);
+	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
+	eng_cells_want(rig.cells, 64, 1);
+	cr_assert(rig_until(&rig, two_ready, NULL, 10000));
+	await_blanks(1);
+	blank = next_blank();
+	rig_thaw(&rig, &vm[0], &img, NULL); // opens the snapshot
+	cr_assert_eq(eng_cells_blanks_ready(rig.cells), 1u);
+	cr_assert(rig_until(&rig, two_ready, NULL, 10000));
+	// Three at once: two shells, then the blank; and one more.
+	for (int i = 1; i < 4; i++)
+		rig_launch(&rig, &vm[i], &(struct eng_thaw_req){.base = img});
+	cr_assert_neq(eng_cell_pid(vm[1].cell), blank);
+	cr_assert_neq(eng_cell_pid(vm[2].cell), blank);
+	cr_assert_eq(eng_cell_pid(vm[3].cell), blank);
+	rig_kill(&vm[0]);
+	rig_launch(&rig, &vm[0], &(struct eng_thaw_req){.base = img});
+	cr_assert_eq(eng_cell_pid(vm[0].cell), 0);
+	for (int i = 0; i < 4; i++) {
+		cr_assert(rig_until(&rig, rig_is_started, &vm[i], 10000), "%s",
+			  vm[i].detail);
+		cr_assert_str_eq(rig_cmd(&vm[i], "check 7 16M 1M"), "GOOD 256");
+	}
+	await_blanks(1);
+	cr_assert(rig_until(&rig, two_ready, NULL, 10000));
+	for (int i = 0; i < 4; i++)
+		rig_kill(&vm[i]);
+	rig_close(&rig);
+
+	rig_open(&rig, &none);
+	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
+	rig_thaw(&rig, &vm[0], &img, NULL);
+	cr_assert_str_eq(rig_cmd(&vm[0], "check 7 16M 1M"), "GOOD 256");
+	cr_assert_eq(eng_cells_blanks_ready(rig.cells), 0u);
 	rig_kill(&vm[0]);
 	rig_close(&rig);
 }

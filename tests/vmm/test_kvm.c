@@ -27,7 +27,7 @@ Test(kvm, config_is_judged)
 {
 	struct err e = ERR_INIT;
 	struct vmm *vm = (void *)1;
-	struct vmm_config c = {sizeof(c), -1, 64ull << 20, 1, -1};
+	struct vmm_config c = {sizeof(c), -1, 64ull << 20, 1, -1, NULL};
 
 	c.mem_bytes = 63ull << 20;
 	cr_assert_eq(vmm_create(&vm, &c, &e), -EINVAL);
@@ -38,6 +38,9 @@ Test(kvm, config_is_judged)
 	c.vcpus = 17;
 	cr_assert_eq(vmm_create(&vm, &c, &e), -EINVAL);
 	c.vcpus = 1;
+	c.mem_at = (void *)4097;
+	cr_assert_eq(vmm_create(&vm, &c, &e), -EINVAL);
+	c.mem_at = NULL;
 	c.kvm_fd = -1;
 	cr_assert_lt(vmm_create(&vm, &c, &e), 0);
 	cr_assert_neq(e.msg[0], 0);

@@ -85,6 +85,10 @@ struct vmm_config {
 	// blocking; bytes that do not fit are dropped and counted. Borrowed.
 	// The program ignores SIGPIPE when it is a pipe or a socket.
 	int console_fd; // or -1
+	// Optional: addresses that the caller reserved, page-aligned, at least
+	// mem_bytes of them; used instead of a reservation of the room's own,
+	// and left mapped by vmm_destroy().
+	void *mem_at; // or NULL
 };
 
 // Makes a shell. Costs what docs/KVM.md says; nothing is executed. On error
