@@ -1,0 +1,141 @@
+#!/usr/bin/python3
+# timeout: 1200
+"""What images, cells and thawd cost in space, with real Linux guests. TAP."""
+import json
+import os
+import subprocess
+import sys
+import time
+
+import lifecycle_rig as lr
+from lifecycle_rig import rig
+
+APP = b'''
+import http.server
+VERSION = "one"
+class H(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        text = VERSION.encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+    def log_message(self, *a):
+        pass
+import flask
+http.server.HTTPServer(("0.0.0.0", 9090), H).serve_forever()
+'''
+site = lr.Site()
+store = os.path.join(site.thawd.state, "store")
+
+
+def tree_bytes(path):
+    """Sum of the files' lengths."""
+    return sum(os.path.getsize(os.path.join(d, f))
+               for d, _, files in os.walk(path) for f in files)
+
+
+def counted():
+    """The store from the pages up; thawd has to be stopped."""
+    r = subprocess.run([os.path.join(lr.BIN, "store-size"), store],
+                       stdout=subprocess.PIPE, check=True)
+    return json.loads(r.stdout)
+
+
+def pss_kib(pid, skip=()):
+    """PSS of a process, but for mappings whose name has a word of `skip`."""
+    total = use = 0
+    with open(f"/proc/{pid}/smaps") as f:
+        for line in f:
+            word = line.split()[0]
+            if not word.endswith(":"):
+                use = not any(s in line for s in skip)
+            elif word == "Pss:" and use:
+                total += int(line.split()[1])
+    return total
+
+
+def guest_kib(pid, bytes_):
+    """PSS of the guest's memory: the mappings inside its slot."""
+    total, inside = 0, False
+    spans = []
+    with open(f"/proc/{pid}/smaps") as f:
+        for line in f:
+            word = line.split()[0]
+            if not word.endswith(":"):
+                lo, hi = (int(x, 16) for x in word.split("-"))
+                spans.append([lo, hi, 0])
+            elif word == "Pss:":
+                spans[-1][2] = int(line.split()[1])
+    # The slot is the one run of adjoining mappings of that length.
+    best = 0
+    for i in range(len(spans)):
+        end, sum_ = spans[i][1], spans[i][2]
+        j = i + 1
+        while end - spans[i][0] < bytes_ and j < len(spans) and \
+                spans[j][0] == end:
+            end, sum_ = spans[j][1], sum_ + spans[j][2]
+            j += 1
+        if end - spans[i][0] == bytes_:
+            best = max(best, sum_)
+    return best
+
+
+def test_store():
+    site.start()
+    site.build("one", lr.rootfs_with(APP))
+    site.thawd.stop()
+    c = counted()
+    size = tree_bytes(store)
+    site.first = size
+    rig.diag(f"raw {c['nonzeroBytes'] >> 20} MiB, stored {size >> 20} MiB "
+             f"({100 * size // c['nonzeroBytes']} %), "
+             f"{size / c['uniqueLz4Bytes']:.3f} x lz4 of unique pages")
+    rig.check(size <= 1.10 * c["uniqueLz4Bytes"],
+              "the store is at most 1.10 x the lz4 size of its unique pages",
+              c)
+
+
+def test_second_version():
+    site.start()
+    site.build("two", lr.rootfs_with(APP.replace(b'"one"', b'"two, changed"')))
+    a, b = site.run("one"), site.run("two")
+    rig.equal((site.get(a, "/"), site.get(b, "/")), ("one", "two, changed"),
+              "both versions answer, each with its own")
+    for vm in (a, b):
+        site.out("rm", "-f", vm)
+    site.thawd.stop()
+    more = tree_bytes(store) - site.first
+    rig.diag(f"the second image adds {more >> 20} MiB: "
+             f"{100 * more / site.first:.1f} % of the first")
+    rig.check(more <= 0.25 * site.first,
+              "a second image of the same files adds at most 25 %", more)
+
+
+def test_cell():
+    site.start()
+    vm = site.run("one")
+    site.get(vm, "/")
+    pid = site.pid(vm)
+    cell = pss_kib(pid) - guest_kib(pid, 384 << 20)
+    with open(f"/proc/{pid}/status") as f:
+        tables = [int(line.split()[1]) for line in f
+                  if line.startswith("VmPTE:")][0]
+    rig.diag(f"a cell beside its guest: {cell} KiB PSS, {tables} KiB of page "
+             "tables")
+    rig.check(cell + tables <= 5 * 1024,
+              "a cell costs at most 5 MiB beside its guest", (cell, tables))
+    site.out("rm", "-f", vm)
+
+
+def test_thawd():
+    site.thawd.restart()
+    time.sleep(2)
+    pss = pss_kib(site.thawd.main_pid(), skip=("memfd:",))
+    rig.diag(f"thawd at rest: {pss} KiB PSS")
+    rig.check(pss <= 32 * 1024, "thawd at rest takes at most 32 MiB", pss)
+
+
+status = rig.main([test_store, test_second_version, test_cell, test_thawd])
+site.close()
+sys.exit(status)
