@@ -139,17 +139,23 @@ static void end_cells(struct keeper *k)
 	free(k->held);
 }
 
+static const int forwarded[] = {SIGTERM, SIGINT, SIGHUP};
+
 void eng_keeper_run(int sock, pid_t thawd)
 {
-	static const int sigs[] = {SIGTERM, SIGINT, SIGHUP};
 	struct sigaction sa = {.sa_handler = forward_signal,
 			       .sa_flags = SA_RESTART};
 	struct keeper k = {0};
+	sigset_t open_set;
 
 	prctl(PR_SET_NAME, "thawd-keeper");
 	forward_to = thawd;
-	for (size_t i = 0; i < ARRAY_SIZE(sigs); i++)
-		sigaction(sigs[i], &sa, NULL);
+	sigemptyset(&open_set);
+	for (size_t i = 0; i < ARRAY_SIZE(forwarded); i++) {
+		sigaction(forwarded[i], &sa, NULL);
+		sigaddset(&open_set, forwarded[i]);
+	}
+	sigprocmask(SIG_UNBLOCK, &open_set, NULL); // from eng_keeper_start()
 	while (keeper_serve(&k, sock))
 		;
 	end_cells(&k);
@@ -171,6 +177,7 @@ static void raise_nofile(void)
 int eng_keeper_start(int *sock, struct err *e)
 {
 	int sv[2], status = 0;
+	sigset_t held, before;
 	pid_t pid;
 
 	*sock = -1;
@@ -183,7 +190,14 @@ int eng_keeper_start(int *sock, struct err *e)
 		close(sv[1]);
 		return err_sys(e, "cannot become the cells' reaper");
 	}
+	// A signal that comes before the keeper can pass it on must not kill it.
+	sigemptyset(&held);
+	for (size_t i = 0; i < ARRAY_SIZE(forwarded); i++)
+		sigaddset(&held, forwarded[i]);
+	sigprocmask(SIG_BLOCK, &held, &before);
 	pid = fork();
+	if (pid <= 0)
+		sigprocmask(SIG_SETMASK, &before, NULL);
 	if (pid < 0) {
 		int rc = err_sys(e, "cannot fork from the descriptor keeper");
 

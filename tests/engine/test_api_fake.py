@@ -224,7 +224,7 @@ def test_names(t):
     other = t.run("img").json["microvmId"]
     c = t.vm("microvm-")
     errors(c, 404, "ResourceNotFoundException", "microvm-", "no digits at all")
-    for i in range(40):  # until two ids share their first digit
+    for i in range(300):  # until two ids share their first digit
         d = t.run("img").json["microvmId"]
         if d[8] == a[8]:
             break
