@@ -69,8 +69,8 @@ static void floor_stop(struct floor *f)
 		;
 }
 
-// Waits until the daemon has a cell ready of the kind `ready` (a member of the
-// host's report).
+// Waits until the daemon has both of its cells ready, which are of the kind
+// `ready` (a member of the host's report).
 static int settle(const struct daemon *d, const char *ready, struct err *e)
 {
 	for (int i = 0; i < 500; i++) {
@@ -84,7 +84,7 @@ static int settle(const struct daemon *d, const char *ready, struct err *e)
 			return rc;
 		n = json_integer_value(json_object_get(host, ready));
 		json_decref(host);
-		if (n > 0)
+		if (n >= 2)
 			return 0;
 		usleep(10000);
 	}
@@ -158,6 +158,18 @@ static int rig_start(struct rig *g, const struct bench_options *o,
 	return rc;
 }
 
+// Waits until nothing is left to do of the last sample: cells made anew, and the
+// kernel done with the old one's memory, VM and namespaces.
+static int quiet(const struct rig *g, struct err *e)
+{
+	int rc = settle(&g->shell, "shellsReady", e);
+
+	if (!rc)
+		rc = settle(&g->fresh, "blanksReady", e);
+	usleep(100000);
+	return rc;
+}
+
 static int measure(struct rig *g, const struct bench_options *o,
 		   struct samples *fresh, struct samples *shell,
 		   struct samples *floor, struct err *e)
@@ -168,18 +180,17 @@ static int measure(struct rig *g, const struct bench_options *o,
 	for (unsigned i = 0; i < o->runs + 5 && !rc; i++) {
 		bool count = i >= 5; // the first ones fill the templates
 
-		rc = settle(&g->shell, "shellsReady", e);
-		if (!rc)
-			rc = settle(&g->fresh, "blanksReady", e);
+		rc = quiet(g, e);
 		if (!rc)
 			rc = floor_once(&g->floor, count ? floor : &warm, e);
-		usleep(20000);
+		if (!rc)
+			rc = quiet(g, e);
 		if (!rc)
 			rc = run_once(&g->shell, count ? shell : &warm, e);
-		usleep(20000);
+		if (!rc)
+			rc = quiet(g, e);
 		if (!rc)
 			rc = run_once(&g->fresh, count ? fresh : &warm, e);
-		usleep(20000);
 	}
 	samples_free(&warm);
 	return rc;

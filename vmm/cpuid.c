@@ -189,12 +189,12 @@ static void add_topology(struct cpuid_table *t, unsigned n)
 	}
 }
 
-int cpuid_policy(int kvm_fd, unsigned vcpus, struct cpuid_table *out,
-		 struct err *e)
-{
-	bool deadline =
-	    ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) > 0;
+// What KVM supports here. The same for the life of a process, and slow to ask
+// for (0.3 ms where CPUID is trapped): vmm_prepare() asks ahead of need.
+static struct cpuid_table supported;
 
+static int ask_supported(int kvm_fd, struct cpuid_table *out, struct err *e)
+{
 	memset(out, 0, sizeof(*out));
 	out->nent = CPUID_MAX;
 	if (ioctl(kvm_fd, KVM_GET_SUPPORTED_CPUID, out) < 0)
@@ -202,6 +202,31 @@ int cpuid_policy(int kvm_fd, unsigned vcpus, struct cpuid_table *out,
 	if (out->nent > CPUID_MAX)
 		return err_set(e, -EIO, "KVM lists %u CPUID entries",
 			       out->nent);
+	return 0;
+}
+
+int vmm_prepare(int kvm_fd, struct err *e)
+{
+	int rc = ask_supported(kvm_fd, &supported, e);
+
+	if (rc)
+		supported.nent = 0;
+	return rc;
+}
+
+int cpuid_policy(int kvm_fd, unsigned vcpus, struct cpuid_table *out,
+		 struct err *e)
+{
+	bool deadline =
+	    ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_TSC_DEADLINE_TIMER) > 0;
+	int rc = 0;
+
+	if (supported.nent)
+		*out = supported;
+	else
+		rc = ask_supported(kvm_fd, out, e);
+	if (rc)
+		return rc;
 	for (uint32_t i = 0; i < out->nent; i++) {
 		apply_policy(&out->e[i], vcpus, deadline);
 		memset(out->e[i].padding, 0, sizeof(out->e[i].padding));

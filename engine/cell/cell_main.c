@@ -429,8 +429,9 @@ static void make_uffd(struct cell *c)
 	close(CP_FD_UFFD);
 }
 
-// Only addresses: no memory is promised, and no page tables are made.
-static void reserve(struct cell *c)
+// What a VM costs that does not depend on its size. Of memory only addresses: none
+// is promised, and no page tables are made.
+static void make_blank(struct cell *c)
 {
 	struct err e = ERR_INIT;
 
@@ -440,6 +441,8 @@ static void reserve(struct cell *c)
 		err_sys(&e, "cannot reserve addresses for guest memory");
 		cell_die(&e);
 	}
+	if (vmm_prepare(CP_FD_KVM, &e))
+		cell_die(&e);
 }
 
 int main(int argc, char **argv)
@@ -462,7 +465,7 @@ int main(int argc, char **argv)
 	mallopt(M_ARENA_MAX, 1);
 	make_uffd(&cell);
 	if (mem_mib == 0 && vcpus == 0)
-		reserve(&cell);
+		make_blank(&cell);
 	else if (cell_make_vm(&cell, mem_mib, vcpus, &e))
 		cell_die(&e);
 	start_vcpu0(&cell);

@@ -10,7 +10,7 @@
 TestSuite(cell_shells, .timeout = 120);
 
 static struct rig rig;
-static struct rig_vm vm[4];
+static struct rig_vm vm[5];
 
 static bool two_ready(void *arg)
 {
@@ -124,6 +124,17 @@ Test(cell_shells, what_cannot_start_says_why)
 	rig_close(&rig);
 }
 
+static bool blanks_ready(void *want)
+{
+	return eng_cells_blanks_ready(rig.cells) == *(unsigned *)want;
+}
+
+static void await_blanks(unsigned n)
+{
+	cr_assert(rig_until(&rig, blanks_ready, &n, 10000), "%u of %u blanks",
+		  eng_cells_blanks_ready(rig.cells), n);
+}
+
 // Proportional memory of a process, in KiB, outside of [from, to).
 static unsigned long pss_outside(pid_t pid, uint64_t from, uint64_t to)
 {
@@ -147,16 +158,19 @@ static unsigned long pss_outside(pid_t pid, uint64_t from, uint64_t to)
 	return sum;
 }
 
-Test(cell_shells, a_cell_is_small)
+static void small(unsigned blanks)
 {
+	struct rig_opts o = {.blanks = blanks};
 	struct pgc_id img;
 	struct cell_proc *p;
 	unsigned long kib;
 
 	if (!rig_usable())
 		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
-	rig_open(&rig, NULL);
+	rig_open(&rig, blanks ? &o : NULL);
 	rig_image(&rig, &img, 256, 4, "fill 7 16M 1M");
+	if (blanks)
+		await_blanks(blanks);
 	rig_thaw(&rig, &vm[0], &img, NULL);
 	cr_assert_str_eq(rig_cmd(&vm[0], "check 7 16M 1M"), "GOOD 256");
 	p = vm[0].cell->proc;
@@ -169,15 +183,14 @@ Test(cell_shells, a_cell_is_small)
 	rig_close(&rig);
 }
 
-static bool blanks_ready(void *want)
+Test(cell_shells, a_cell_is_small)
 {
-	return eng_cells_blanks_ready(rig.cells) == *(unsigned *)want;
+	small(0);
 }
 
-static void await_blanks(unsigned n)
+Test(cell_shells, a_cell_from_a_blank_is_small)
 {
-	cr_assert(rig_until(&rig, blanks_ready, &n, 10000), "%u of %u blanks",
-		  eng_cells_blanks_ready(rig.cells), n);
+	small(1);
 }
 
 // The blank that the next one to come will get.
@@ -267,17 +280,16 @@ Test(cell_shells, shells_before_blanks_before_none)
 	cr_assert_neq(eng_cell_pid(vm[1].cell), blank);
 	cr_assert_neq(eng_cell_pid(vm[2].cell), blank);
 	cr_assert_eq(eng_cell_pid(vm[3].cell), blank);
-	rig_kill(&vm[0]);
-	rig_launch(&rig, &vm[0], &(struct eng_thaw_req){.base = img});
-	cr_assert_eq(eng_cell_pid(vm[0].cell), 0);
-	for (int i = 0; i < 4; i++) {
+	rig_launch(&rig, &vm[4], &(struct eng_thaw_req){.base = img});
+	cr_assert_eq(eng_cell_pid(vm[4].cell), 0);
+	for (int i = 0; i < 5; i++) {
 		cr_assert(rig_until(&rig, rig_is_started, &vm[i], 10000), "%s",
 			  vm[i].detail);
 		cr_assert_str_eq(rig_cmd(&vm[i], "check 7 16M 1M"), "GOOD 256");
 	}
 	await_blanks(1);
 	cr_assert(rig_until(&rig, two_ready, NULL, 10000));
-	for (int i = 0; i < 4; i++)
+	for (int i = 0; i < 5; i++)
 		rig_kill(&vm[i]);
 	rig_close(&rig);
 

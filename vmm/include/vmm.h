@@ -91,6 +91,11 @@ struct vmm_config {
 	void *mem_at; // or NULL
 };
 
+// Optional: asks KVM now what each vmm_create() and vmm_state_host_check() of
+// this process would ask it (0.3 ms on a host that is itself a guest). Once,
+// before other threads call into the room. 0 or -errno.
+int vmm_prepare(int kvm_fd, struct err *e);
+
 // Makes a shell. Costs what docs/KVM.md says; nothing is executed. On error
 // *out is NULL. The first call installs handlers of SIGRTMIN+3 (kicks vCPUs) and
 // of SIGBUS (poisoned guest memory during KVM_RUN; others' go on to them). The order of its ioctls is the measured fastest one.
