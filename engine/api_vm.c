@@ -427,6 +427,23 @@ void api_list_microvms(struct api *a, struct http_req *r)
 	api_answer_at(a, r, seq, 200, out);
 }
 
+// A guest that had not left when it was reported as started has by now.
+static void late_first_exit(json_t *thaw, const struct eng_cell *cell)
+{
+	json_t *all = json_object_get(thaw, "timings");
+	json_t *last = json_object_get(all, "resume");
+	struct eng_cell_times t;
+
+	if (!last)
+		last = json_object_get(all, "run");
+	eng_cell_get_times(cell, &t);
+	if (last && !json_object_get(last, "firstExit") &&
+	    t.first_exit > t.t0)
+		json_object_set_new(
+		    last, "firstExit",
+		    json_integer((json_int_t)((t.first_exit - t.t0) / 1000)));
+}
+
 void api_inspect_microvm(struct api *a, struct http_req *r)
 {
 	struct reg_vm *vm = api_vm_of(a, r, 3);
@@ -445,6 +462,7 @@ void api_inspect_microvm(struct api *a, struct http_req *r)
 			    json_sprintf("%s/%s.log", a->cfg->log_dir, vm->id));
 	cell = eng_vm_cell(vm);
 	if (cell) {
+		late_first_exit(t, cell);
 		eng_cell_usage(cell, &u);
 		json_object_set_new(
 		    t, "usage",
