@@ -102,14 +102,15 @@ static bool evict_shell(struct eng_cells *c, const struct cell_class *keep)
 }
 
 // Whether who got no place has one to wait for: a place that becomes free, or a
-// blank that is being born.
+// process that is being born (a blank serves all; a shell of another class is
+// ended once it is ready, see serve_waiting()).
 static bool hope(const struct eng_cells *c)
 {
 	for (const struct cell_proc *p = c->procs; p; p = p->next) {
-		if (p->dying)
+		if (p->dying || p->state == PROC_SPAWNING)
 			return true;
 	}
-	return c->blank && c->blank->nspawning;
+	return false;
 }
 
 // How many of a class are kept ready.
@@ -191,6 +192,23 @@ static struct eng_cell *first_waiting(const struct cell_proc *p)
 	return first;
 }
 
+static bool spawn_for_waiting(struct eng_cells *c, struct cell_class *k,
+			      struct err *e);
+
+// A place, or a shell whose place may be had, became free: for who waits, of
+// whatever class.
+static void serve_waiting(struct eng_cells *c)
+{
+	struct err e = ERR_INIT;
+
+	for (struct cell_class *k = c->classes; k && !c->stopping;
+	     k = k->next) {
+		if (count_waiting(k) > k->nspawning &&
+		    !spawn_for_waiting(c, k, &e) && !hope(c))
+			cell_end(k->waiting, ENG_END_START, "%s", e.msg);
+	}
+}
+
 void class_proc_ready(struct cell_proc *p)
 {
 	struct cell_class *k = p->class;
@@ -209,16 +227,13 @@ void class_proc_ready(struct cell_proc *p)
 	p->next_ready = k->ready;
 	k->ready = p;
 	k->nready++;
+	serve_waiting(p->c);
 }
-
-static bool spawn_for_waiting(struct eng_cells *c, struct cell_class *k,
-			      struct err *e);
 
 void class_proc_gone(struct cell_proc *p, const char *why)
 {
 	struct eng_cells *c = p->c;
 	struct cell_class *k = p->class;
-	struct err e = ERR_INIT;
 
 	if (p->state == PROC_SPAWNING) {
 		struct eng_cell *w = k->waiting;
@@ -243,12 +258,7 @@ void class_proc_gone(struct cell_proc *p, const char *why)
 			}
 		}
 	}
-	// A place became free: for who waits, of whatever class.
-	for (k = c->classes; k && !c->stopping; k = k->next) {
-		if (count_waiting(k) > k->nspawning &&
-		    !spawn_for_waiting(c, k, &e) && !hope(c))
-			cell_end(k->waiting, ENG_END_START, "%s", e.msg);
-	}
+	serve_waiting(c);
 	refill_soon(c, c->spawn_failures ? RETRY_MS : REFILL_MS);
 }
 
