@@ -117,6 +117,23 @@ Test(wire, writing_past_the_end_counts_but_does_not_write)
 	cr_assert_eq(b[2], 0xaa);
 }
 
+Test(wire, the_last_bytes_of_room_count)
+{
+	uint8_t b[12] = {0};
+	struct wire_writer w = wire_writer_of(b, 8);
+
+	wire_put_bytes(&w, "12345", 5);
+	wire_put_bytes(&w, "6789", 4); // one byte too many
+	cr_assert(w.bad);
+	cr_assert_eq(b[5], 0);
+	cr_assert_eq(b[8], 0);
+	w = wire_writer_of(b, 8);
+	wire_put_bytes(&w, "12345", 5);
+	wire_put_bytes(&w, "678", 3);
+	cr_assert(!w.bad);
+	cr_assert_eq(b[7], '8');
+}
+
 Test(wire, an_empty_writer_measures)
 {
 	struct wire_writer w = wire_writer_of(NULL, 0);

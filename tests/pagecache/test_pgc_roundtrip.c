@@ -129,6 +129,28 @@ Test(roundtrip, zero_pages_cost_nothing)
 	free(p);
 }
 
+// A page is zero only if all of it is: one byte anywhere is data.
+Test(roundtrip, one_byte_anywhere_is_not_a_zero_page)
+{
+	static const unsigned at[] = {0,    7,	  8,	15,   16,  63,
+				      64,   2047, 2048, 4087, 4088, 4095};
+	char *dir = tmp_store();
+	struct pgc_store *s = open_store(dir);
+	struct pgc_id id = id_of(1);
+	uint8_t *p = calloc(ARRAY_SIZE(at), PGC_PAGE);
+	struct pgc_snap *sn;
+
+	for (unsigned i = 0; i < ARRAY_SIZE(at); i++)
+		p[i * PGC_PAGE + at[i]] = 0x80;
+	publish(s, &id, NULL, p, ARRAY_SIZE(at), false);
+	sn = open_snap(s, &id);
+	expect_pages(sn, PGC_MEM, p, ARRAY_SIZE(at));
+	pgc_snap_unref(sn);
+	pgc_store_close(s);
+	rm_tree(dir);
+	free(p);
+}
+
 Test(roundtrip, incompressible_pages_are_stored_raw)
 {
 	char *dir = tmp_store();
