@@ -86,8 +86,9 @@ static json_t *loop_stats(struct api *a)
 	struct eng_turn_stats ts;
 
 	eng_loop_turn_stats(a->loop, &ts);
-	return json_pack("{s:I,s:f,s:s,s:I}", "turns", (json_int_t)ts.turns,
+	return json_pack("{s:I,s:f,s:f,s:s,s:I}", "turns", (json_int_t)ts.turns,
 			 "longestTurnMs", (double)ts.longest_ns / 1e6,
+			 "longestTurnCpuMs", (double)ts.longest_cpu_ns / 1e6,
 			 "longestTurnName",
 			 ts.longest_name ? ts.longest_name : "",
 			 "turnsOver10ms", (json_int_t)ts.over_10ms);
@@ -145,8 +146,7 @@ void api_version(struct api *a, struct http_req *r)
 			     http_library_version()));
 }
 
-// --- doctor
-// --------------------------------------------------------------------
+// --- doctor -----------------------------------------------------------------
 
 struct doctor_job {
 	struct api *a;

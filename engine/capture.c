@@ -422,9 +422,7 @@ static void copy_done(struct cell_job *j)
 		finish(cap, -ESRCH, "the cell died");
 		return;
 	}
-	cap->job.work = build_work;
-	cap->job.done = build_done;
-	cell_job_run(cap->cell, &cap->job);
+	cell_job_run(cap->cell, &cap->job, build_work, build_done);
 }
 
 // --- messages and the API ---------------------------------------------------
@@ -447,9 +445,7 @@ void capture_paused(struct eng_cell *cell, int rc, const char *why,
 	cap->parked = true;
 	cap->state_fd = fd;
 	cap->state_len = state_len;
-	cap->job.work = copy_work;
-	cap->job.done = copy_done;
-	cell_job_run(cell, &cap->job);
+	cell_job_run(cell, &cap->job, copy_work, copy_done);
 }
 
 void capture_unpaused(struct eng_cell *cell, int rc, const char *why)

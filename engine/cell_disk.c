@@ -246,10 +246,8 @@ static int load_own(struct disk_req *dr)
 			oj->segs[oj->n++] = dr->segs[i];
 	}
 	oj->dr = dr;
-	oj->job.work = own_work;
-	oj->job.done = own_done;
 	dr->due++;
-	cell_job_run(dr->cell, &oj->job);
+	cell_job_run(dr->cell, &oj->job, own_work, own_done);
 	return 0;
 }
 

@@ -307,7 +307,5 @@ void cell_mapped(struct eng_cell *cell)
 	}
 	cell->state = CELL_LAYING;
 	proc_expect_start(cell->proc, false);
-	lj->job.work = lay_work;
-	lj->job.done = lay_done;
-	cell_job_run(cell, &lj->job);
+	cell_job_run(cell, &lj->job, lay_work, lay_done);
 }

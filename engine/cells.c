@@ -102,15 +102,19 @@ static void cell_job_done(void *ctx)
 	cell_release(cell);
 }
 
-void cell_job_run(struct eng_cell *cell, struct cell_job *j)
+void cell_job_run_named(struct eng_cell *cell, struct cell_job *j,
+			void (*work)(struct cell_job *j),
+			void (*done)(struct cell_job *j), const char *name)
 {
+	j->work = work;
+	j->done = done;
 	j->cell = cell;
 	j->proc = cell->proc;
 	cell_hold(cell);
 	if (j->proc)
 		j->proc->jobs++;
 	cell->c->jobs_running++;
-	eng_job_run(cell->c->jobs, cell_job_work, cell_job_done, j);
+	eng_job_run_named(cell->c->jobs, cell_job_work, cell_job_done, j, name);
 }
 
 // --- requests ---------------------------------------------------------------

@@ -135,14 +135,18 @@ void cell_release(struct eng_cell *cell);
 bool cell_message(struct eng_cell *cell, int type, struct wire_reader *r,
 		  int *fds, unsigned nfds);
 // Runs a job that uses `cell` and its proc (which may be NULL): both are held
-// until done() returned.
+// until done() returned, whose turn bears its name.
 struct cell_job {
 	struct eng_cell *cell;
 	struct cell_proc *proc;
 	void (*work)(struct cell_job *j);
 	void (*done)(struct cell_job *j); // frees what embeds it
 };
-void cell_job_run(struct eng_cell *cell, struct cell_job *j);
+#define cell_job_run(cell, j, work, done)                                      \
+	cell_job_run_named(cell, j, work, done, #done)
+void cell_job_run_named(struct eng_cell *cell, struct cell_job *j,
+			void (*work)(struct cell_job *j),
+			void (*done)(struct cell_job *j), const char *name);
 
 // --- cell_pool.c ------------------------------------------------------------
 

@@ -16,6 +16,7 @@ struct job {
 	void (*work)(void *ctx);
 	void (*done)(void *ctx);
 	void *ctx;
+	const char *name;
 };
 
 struct job_list {
@@ -100,7 +101,7 @@ static void jobs_finished(void *ctx, unsigned what)
 	// Each callback is a deferred turn of its own.
 	while ((j = list_pop(&due))) {
 		if (j->done)
-			eng_loop_defer(js->loop, j->done, j->ctx, "job done");
+			eng_loop_defer(js->loop, j->done, j->ctx, j->name);
 		free(j);
 	}
 }
@@ -189,14 +190,14 @@ void eng_jobs_destroy(struct eng_jobs *js)
 	free(js);
 }
 
-void eng_job_run(struct eng_jobs *js, void (*work)(void *ctx),
-		 void (*done)(void *ctx), void *ctx)
+void eng_job_run_named(struct eng_jobs *js, void (*work)(void *ctx),
+		       void (*done)(void *ctx), void *ctx, const char *name)
 {
 	struct job *j = malloc(sizeof(*j));
 
 	if (!j)
 		abort(); // as in eng_loop_defer()
-	*j = (struct job){.work = work, .done = done, .ctx = ctx};
+	*j = (struct job){NULL, work, done, ctx, name};
 	pthread_mutex_lock(&js->lock);
 	list_push(&js->waiting, j);
 	pthread_cond_signal(&js->more);

@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <event2/event.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "loop.h"
 
@@ -18,7 +19,7 @@ struct eng_loop {
 	struct event *deferred_ev; // armed while the list below is not empty
 	struct deferred *deferred, **deferred_tail;
 	unsigned depth;
-	uint64_t turn_start;
+	uint64_t turn_start, turn_cpu_start;
 	const char *turn_name;
 	struct eng_turn_stats stats;
 };
@@ -122,12 +123,21 @@ void eng_loop_once(struct eng_loop *l)
 	event_base_loop(l->base, EVLOOP_ONCE);
 }
 
+static uint64_t cpu_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+}
+
 void eng_turn_begin(struct eng_loop *l, const char *name)
 {
 	if (l->depth++)
 		return;
 	l->turn_name = name;
 	l->turn_start = util_now_ns();
+	l->turn_cpu_start = cpu_ns();
 }
 
 void eng_turn_end(struct eng_loop *l)
@@ -142,6 +152,7 @@ void eng_turn_end(struct eng_loop *l)
 		l->stats.over_10ms++;
 	if (took > l->stats.longest_ns) {
 		l->stats.longest_ns = took;
+		l->stats.longest_cpu_ns = cpu_ns() - l->turn_cpu_start;
 		l->stats.longest_name = l->turn_name;
 	}
 }

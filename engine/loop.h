@@ -49,6 +49,9 @@ void eng_turn_end(struct eng_loop *l);
 struct eng_turn_stats {
 	uint64_t turns;
 	uint64_t longest_ns;
+	// What the loop's thread ran of it: the rest it slept in a call, or was
+	// not let run on a busy machine.
+	uint64_t longest_cpu_ns;
 	const char *longest_name;
 	uint64_t over_10ms; // turns longer than 10 ms
 };
