@@ -148,8 +148,7 @@ void eng_agent_put_poweroff(struct wire_writer *w, uint32_t timeout_ms)
 	finish(w, at);
 }
 
-// --- frames from the guest
-// ----------------------------------------------------
+// --- frames from the guest --------------------------------------------------
 
 struct head {
 	unsigned type;
@@ -214,8 +213,7 @@ static int parse_error(const uint8_t *p, size_t len, char *text)
 	return code >= 1 && code <= 4095 ? -(int)code : -EPROTO;
 }
 
-// --- one question, one answer
-// ---------------------------------------------------
+// --- one question, one answer -----------------------------------------------
 
 struct eng_agent_call {
 	int fd;
@@ -395,8 +393,7 @@ eng_agent_call(struct eng_loop *l, int fd, const void *opening, size_t len,
 	return call;
 }
 
-// --- the log stream
-// --------------------------------------------------------------
+// --- the log stream ---------------------------------------------------------
 
 struct eng_agent_log {
 	int fd;

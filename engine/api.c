@@ -206,8 +206,7 @@ void api_fail_stream(struct api *a, struct http_stream *st, const struct err *e)
 	http_stream_fail(st, exceptions[i].status, exceptions[i].type, e->msg);
 }
 
-// --- answers
-// -------------------------------------------------------------------
+// --- answers ----------------------------------------------------------------
 
 struct answer {
 	struct http_req *r;
@@ -269,8 +268,7 @@ json_t *api_seconds(uint64_t ms)
 	return json_real((double)ms / 1000.0);
 }
 
-// --- parameters
-// ----------------------------------------------------------------
+// --- parameters -------------------------------------------------------------
 
 int api_wait_params(const struct http_req *r, unsigned *mask, uint64_t *ms,
 		    struct err *e)

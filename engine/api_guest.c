@@ -39,8 +39,7 @@ struct eng_cell *api_cell_of(struct api *a, struct http_req *r, bool need_agent,
 	return NULL;
 }
 
-// --- forward
-// -------------------------------------------------------------------
+// --- forward ----------------------------------------------------------------
 
 struct forward {
 	struct api *a;
@@ -126,8 +125,7 @@ void api_forward(struct api *a, struct http_req *r)
 		forward_start(a, r, cell, port);
 }
 
-// --- logs
-// ----------------------------------------------------------------------
+// --- logs -------------------------------------------------------------------
 
 struct logs {
 	struct http_stream *st;
@@ -247,8 +245,7 @@ void api_logs(struct api *a, struct http_req *r)
 	logs_copy(lg, LOG_HIGH);
 }
 
-// --- mailbox
-// -------------------------------------------------------------------
+// --- mailbox ----------------------------------------------------------------
 
 void api_mailbox(struct api *a, struct http_req *r)
 {

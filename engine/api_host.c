@@ -180,8 +180,7 @@ void api_doctor(struct api *a, struct http_req *r)
 	eng_job_run(a->jobs, doctor_work, doctor_done, d);
 }
 
-// --- events
-// --------------------------------------------------------------------
+// --- events -----------------------------------------------------------------
 
 static int parse_cursor(const char *text, uint64_t *out)
 {

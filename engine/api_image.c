@@ -89,8 +89,7 @@ static json_t *thaw_image(struct api *a, const struct reg_image *im)
 			 (json_int_t)used, "versions", list);
 }
 
-// --- finding
-// -------------------------------------------------------------------
+// --- finding ----------------------------------------------------------------
 
 static struct reg_image *image_of(struct api *a, struct http_req *r,
 				  unsigned seg)
@@ -128,8 +127,7 @@ static struct reg_version *version_of(struct api *a, struct http_req *r,
 	return v;
 }
 
-// --- AWS's calls
-// ---------------------------------------------------------------
+// --- AWS's calls ------------------------------------------------------------
 
 void api_get_image(struct api *a, struct http_req *r)
 {
@@ -285,8 +283,7 @@ void api_delete_version(struct api *a, struct http_req *r)
 	api_fail(a, r, &e, "microvm-image", im->name);
 }
 
-// --- thaw's calls
-// ----------------------------------------------------------------
+// --- thaw's calls -----------------------------------------------------------
 
 void api_thaw_images(struct api *a, struct http_req *r)
 {

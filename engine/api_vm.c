@@ -292,8 +292,7 @@ void api_run_microvm(struct api *a, struct http_req *r)
 		    mask ? ms : START_HOLD_MS, run_over, hold(a, r, true));
 }
 
-// --- get and list
-// ----------------------------------------------------------------
+// --- get and list -----------------------------------------------------------
 
 static void get_over(void *ctx, struct reg_vm *vm, enum vm_wait_end how)
 {
@@ -475,8 +474,7 @@ void api_inspect_microvm(struct api *a, struct http_req *r)
 	api_answer_at(a, r, vm->txn, 200, j);
 }
 
-// --- suspend, resume, terminate
-// --------------------------------------------------
+// --- suspend, resume, terminate ---------------------------------------------
 
 // An operation ended, or its target state came, or time is up.
 static void op_over(void *ctx, struct reg_vm *vm, enum vm_wait_end how)

@@ -456,8 +456,7 @@ void http_server_destroy(struct http_server *s)
 	free(s);
 }
 
-// --- answers
-// ------------------------------------------------------------------
+// --- answers ----------------------------------------------------------------
 
 const char *http_query(const struct http_req *r, const char *k)
 {

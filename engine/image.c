@@ -33,8 +33,7 @@ struct eng_images {
 	struct image_build *builds;
 };
 
-// --- finding
-// -------------------------------------------------------------------
+// --- finding ----------------------------------------------------------------
 
 json_t *eng_image_arn(const char *name)
 {
@@ -104,8 +103,7 @@ int eng_image_pick(const struct reg_image *im, const char *version,
 		       version ? version : "");
 }
 
-// --- deleting
-// ------------------------------------------------------------------
+// --- deleting ---------------------------------------------------------------
 
 static struct image_build *building(struct eng_images *ims, const char *name)
 {
@@ -198,8 +196,7 @@ int eng_image_delete(struct eng_images *ims, struct reg_image *im,
 	return 0;
 }
 
-// --- the build request
-// ---------------------------------------------------------
+// --- the build request ------------------------------------------------------
 
 static int defaults(json_t *spec, struct err *e)
 {
@@ -266,8 +263,7 @@ static json_int_t int_of(json_t *spec, const char *key)
 	return json_integer_value(json_object_get(spec, key));
 }
 
-// --- building
-// ------------------------------------------------------------------
+// --- building ---------------------------------------------------------------
 
 static void build_free(struct image_build *b)
 {

@@ -39,8 +39,7 @@ struct thawd {
 	struct api api;
 };
 
-// --- the steps
-// -------------------------------------------------------------------
+// --- the steps --------------------------------------------------------------
 
 static int start_log(struct thawd *d, struct err *e)
 {
@@ -279,8 +278,7 @@ static int listen_http(struct thawd *d, struct err *e)
 	return http_server_create(&d->http, d->loop, &hc, e);
 }
 
-// --- the end
-// -------------------------------------------------------------------
+// --- the end ----------------------------------------------------------------
 
 static void stop_poll(void *ctx)
 {
@@ -349,8 +347,7 @@ static void take_down(struct thawd *d)
 	eng_config_free(&d->cfg);
 }
 
-// --- the list
-// ------------------------------------------------------------------
+// --- the list ---------------------------------------------------------------
 
 typedef int step(struct thawd *d, struct err *e);
 static step *const steps[] = {

@@ -12,8 +12,7 @@ void *reg_must(void *p)
 	return p;
 }
 
-// --- the model
-// -----------------------------------------------------------------
+// --- the model --------------------------------------------------------------
 
 static void version_free(struct reg_version *v)
 {

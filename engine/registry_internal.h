@@ -5,8 +5,7 @@
 
 #include "registry.h"
 
-// --- records as JSON (registry_doc.c)
-// -----------------------------------------
+// --- records as JSON (registry_doc.c) ---------------------------------------
 
 json_t *reg_doc_vm(const struct reg_vm *vm);
 json_t *reg_doc_image(const struct reg_image *im);
@@ -79,8 +78,7 @@ bool reg_db_healthy(struct reg_db *db, struct err *e);
 void reg_db_get_stats(struct reg_db *db, struct reg_stats *out);
 void reg_db_close(struct reg_db *db);
 
-// --- the model (registry.c)
-// ---------------------------------------------------
+// --- the model (registry.c) -------------------------------------------------
 
 enum { RECENT = 2048, TOKEN_BUCKETS = 8192, PRUNE_EVERY = 1000 };
 

@@ -180,8 +180,7 @@ void vm_op_ended(struct eng_vm *v, const char *why)
 	waiters_sweep(v);
 }
 
-// --- the live part
-// -------------------------------------------------------------
+// --- the live part ----------------------------------------------------------
 
 static void deadline_passed(void *ctx)
 {
@@ -281,8 +280,7 @@ void vm_ended(struct eng_vm *v, const char *code, const char *reason)
 	prune(v->m);
 }
 
-// --- waiting
-// -------------------------------------------------------------------
+// --- waiting ----------------------------------------------------------------
 
 static void wait_timed_out(void *ctx)
 {
@@ -349,8 +347,7 @@ struct vmlog *eng_vm_log(struct eng_vms *m, struct reg_vm *vm, bool *owned,
 	return lg;
 }
 
-// --- finding
-// -------------------------------------------------------------------
+// --- finding ----------------------------------------------------------------
 
 static int ambiguous(struct eng_vms *m, const char *text, const char *prefix,
 		     size_t len, struct err *e)
@@ -410,8 +407,7 @@ int eng_vm_find(struct eng_vms *m, const char *text, struct reg_vm **out,
 	return 0;
 }
 
-// --- the host's promises
-// -------------------------------------------------------
+// --- the host's promises ----------------------------------------------------
 
 static bool holds_memory(const struct reg_vm *r)
 {

@@ -95,8 +95,7 @@ void vm_arm_deadline(struct eng_vm *v);
 
 void vm_cell_gone(void *ctx, enum eng_end why, const char *detail);
 
-// --- vm_store.c
-// -------------------------------------------------------------
+// --- vm_store.c -------------------------------------------------------------
 
 // At the end: what the workers left undone is for the next thawd to find.
 void vm_store_fini(struct eng_vms *m);

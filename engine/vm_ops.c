@@ -20,8 +20,7 @@
 #define BOOT_MS 300000 // emulated machines take 20 s and more
 #define FREEZE_MS 60000
 
-// --- timings
-// -------------------------------------------------------------------
+// --- timings ----------------------------------------------------------------
 
 static void note(json_t *t, const char *key, uint64_t ns, uint64_t t0)
 {
@@ -47,8 +46,7 @@ static void note_now(struct eng_vm *v, const char *key)
 	note(timings_of(v), key, util_now_ns(), v->t0);
 }
 
-// --- starting
-// ------------------------------------------------------------------
+// --- starting ---------------------------------------------------------------
 
 static void fail_start(struct eng_vm *v, const char *why)
 {
@@ -278,8 +276,7 @@ int eng_vm_run(struct eng_vms *m, const struct vm_run *rq, struct reg_vm **out,
 	return 0;
 }
 
-// --- suspend
-// -------------------------------------------------------------------
+// --- suspend ----------------------------------------------------------------
 
 static void suspend_failed(struct eng_vm *v, const char *why)
 {
@@ -424,8 +421,7 @@ int eng_vm_suspend(struct eng_vms *m, struct reg_vm *r, struct err *e)
 	return 0;
 }
 
-// --- resume
-// --------------------------------------------------------------------
+// --- resume -----------------------------------------------------------------
 
 int eng_vm_resume(struct eng_vms *m, struct reg_vm *r, uint64_t t0,
 		  struct err *e)

@@ -8,8 +8,7 @@
 
 #define GC_DELAY_MS 2000 // several removals, one collection
 
-// --- garbage
-// -------------------------------------------------------------------
+// --- garbage ----------------------------------------------------------------
 
 struct gc_job {
 	struct eng_vms *m;
@@ -69,8 +68,7 @@ static void gc_soon(struct eng_vms *m)
 	eng_timer_set(m->gc_timer, GC_DELAY_MS);
 }
 
-// --- dropping
-// ------------------------------------------------------------------
+// --- dropping ---------------------------------------------------------------
 
 struct snaps_drop {
 	struct snaps_drop *next, **link;
@@ -152,8 +150,7 @@ void vm_store_fini(struct eng_vms *m)
 	free(m->gc);
 }
 
-// --- at start
-// --------------------------------------------------------------------
+// --- at start ---------------------------------------------------------------
 
 struct id_set {
 	struct pgc_id *ids;

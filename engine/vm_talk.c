@@ -103,8 +103,7 @@ void vm_talk_stop(struct eng_vm *v)
 		eng_timer_stop(v->talk.retry);
 }
 
-// --- what the agent is told
-// ----------------------------------------------------
+// --- what the agent is told -------------------------------------------------
 
 static const char *host_name(const struct reg_vm *r, char buf[32])
 {

@@ -56,8 +56,7 @@ static int do_mount(struct agent *a, const struct mount_line *m)
 	return 0;
 }
 
-// --- the first half
-// -----------------------------------------------------------
+// --- the first half ---------------------------------------------------------
 
 static void open_console(void)
 {
@@ -111,8 +110,7 @@ void ag_boot_early(struct agent *a)
 	load_modules(a);
 }
 
-// --- the disk
-// ------------------------------------------------------------------
+// --- the disk ---------------------------------------------------------------
 
 // Is there a virtio-blk device (id 2)? Its disk then appears soon.
 static bool virtio_blk_expected(void)
@@ -199,8 +197,7 @@ static int switch_root(struct agent *a)
 	return 0;
 }
 
-// --- the rest
-// -------------------------------------------------------------------
+// --- the rest ---------------------------------------------------------------
 
 static void mount_rest(struct agent *a)
 {

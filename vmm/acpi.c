@@ -62,8 +62,7 @@ static void put_zeros(struct wire_writer *w, size_t n)
 		wire_put_u8(w, 0);
 }
 
-// --- DSDT
-// ----------------------------------------------------------------------
+// --- DSDT -------------------------------------------------------------------
 
 static void dsdt_uart(struct wire_writer *w)
 {
@@ -158,8 +157,7 @@ static size_t put_dsdt(struct wire_writer *w, const struct acpi_config *cfg)
 	return at;
 }
 
-// --- the tables with fixed layouts
-// -------------------------------------------------
+// --- the tables with fixed layouts ------------------------------------------
 
 // Generic address structure (5.2.3.2): one byte in I/O space.
 static void put_gas(struct wire_writer *w, uint64_t port)

@@ -175,8 +175,7 @@ void aml_notify(struct wire_writer *w, const char *path4, uint8_t value)
 	aml_int(w, value);
 }
 
-// --- resource templates (6.4)
-// -----------------------------------------------------
+// --- resource templates (6.4) -----------------------------------------------
 
 void aml_crs_init(struct aml_crs *c)
 {

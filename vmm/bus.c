@@ -12,8 +12,7 @@ struct range {
 		   unsigned len);
 };
 
-// --- ports
-// ------------------------------------------------------------------------
+// --- ports ------------------------------------------------------------------
 
 static void serial_rd(struct vmm *vm, uint64_t off, void *data, unsigned len)
 {
@@ -90,8 +89,7 @@ static const struct range ports[] = {
     {VMM_PORT_KBD, 5, kbd_rd, kbd_wr},
 };
 
-// --- memory
-// ------------------------------------------------------------------------
+// --- memory -----------------------------------------------------------------
 
 static void ioapic_rd(struct vmm *vm, uint64_t off, void *data, unsigned len)
 {

@@ -72,8 +72,7 @@ int doorbell_put(struct vmm *vm, const void *p, size_t len)
 	return rc;
 }
 
-// --- state
-// ------------------------------------------------------------------------
+// --- state ------------------------------------------------------------------
 
 void doorbell_save(struct vmm *vm, struct wire_writer *w)
 {

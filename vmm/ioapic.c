@@ -145,8 +145,7 @@ void ioapic_write(struct ioapic *a, uint64_t off, const void *data,
 	pthread_mutex_unlock(&a->lock);
 }
 
-// --- state
-// ------------------------------------------------------------------------
+// --- state ------------------------------------------------------------------
 
 void ioapic_save(struct ioapic *a, struct wire_writer *w)
 {

@@ -123,8 +123,7 @@ int vcpu_save(struct vcpu *v, struct wire_writer *w, struct err *e)
 	return rc;
 }
 
-// --- judging
-// ------------------------------------------------------------------
+// --- judging ----------------------------------------------------------------
 
 struct items {
 	const void *p[IT_END];
@@ -171,8 +170,7 @@ int vcpu_check(struct wire_reader *r, unsigned index, struct err *e)
 	return rc ? err_wrap(e, rc, "vCPU %u", index) : 0;
 }
 
-// --- loading
-// ---------------------------------------------------------------------
+// --- loading ----------------------------------------------------------------
 
 static int load_fixed(struct vcpu *v, const struct items *it, enum item i,
 		      struct err *e)
@@ -255,8 +253,7 @@ int vcpu_kvmclock_ctrl(struct vcpu *v)
 	return ioctl(v->fd, KVM_KVMCLOCK_CTRL, 0) < 0 ? -errno : 0;
 }
 
-// --- boot
-// -----------------------------------------------------------------------
+// --- boot -------------------------------------------------------------------
 
 static struct kvm_segment flat(uint16_t selector, bool code)
 {

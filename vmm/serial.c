@@ -175,8 +175,7 @@ void serial_write(struct serial *s, unsigned reg, uint8_t v)
 	pthread_mutex_unlock(&s->lock);
 }
 
-// --- state
-// -----------------------------------------------------------------------
+// --- state ------------------------------------------------------------------
 
 void serial_save(struct serial *s, struct wire_writer *w)
 {

@@ -15,8 +15,7 @@
 
 #include "vmm_internal.h"
 
-// --- saving
-// ---------------------------------------------------------------------
+// --- saving -----------------------------------------------------------------
 
 struct saver {
 	struct wire_writer *w;
@@ -168,8 +167,7 @@ int vmm_state_save(struct vmm *vm, struct wire_writer *w, struct err *e)
 	return 0;
 }
 
-// --- loading
-// ------------------------------------------------------------------------
+// --- loading ----------------------------------------------------------------
 
 // The shell was made with this host's CPUID. A state from another host brings
 // its own, which this host has to be able to honour.

@@ -13,8 +13,7 @@
 
 const uint8_t STATE_MAGIC[8] = {0x89, 'T', 'W', 'S', '\r', '\n', 0x1a, '\n'};
 
-// --- CRC32C (Castagnoli, reflected; RFC 3720 appendix B.4)
-// ----------------------
+// --- CRC32C (Castagnoli, reflected; RFC 3720 appendix B.4) ------------------
 
 static uint32_t crc32c_soft(uint32_t crc, const uint8_t *p, size_t len)
 {
@@ -51,8 +50,7 @@ uint32_t crc32c(uint32_t crc, const void *p, size_t len)
 	return ~crc;
 }
 
-// --- the container
-// ---------------------------------------------------------------
+// --- the container ----------------------------------------------------------
 
 static int parse_header(const uint8_t *p, size_t len, struct state_view *out,
 			struct err *e)
@@ -180,8 +178,7 @@ static int no_duplicates(const struct state_view *v, struct err *e)
 	return 0;
 }
 
-// --- the sections
-// ------------------------------------------------------------------
+// --- the sections -----------------------------------------------------------
 
 int state_clock_parse(const struct state_section *s, struct state_clock *out,
 		      struct err *e)

@@ -57,8 +57,7 @@ static unsigned in_flight(const struct vio_dev *d)
 	return d->cls->in_flight ? d->cls->in_flight(d) : 0;
 }
 
-// --- life
-// -----------------------------------------------------------------------
+// --- life -------------------------------------------------------------------
 
 int vio_dev_init(struct vio_dev *d, const struct vio_class *cls, unsigned index,
 		 const struct vio_host *h)
@@ -104,8 +103,7 @@ unsigned vio_num_queues(const struct vio_dev *d)
 	return d->cls->nqueues;
 }
 
-// --- the device thread
-// ------------------------------------------------------------
+// --- the device thread ------------------------------------------------------
 
 static void kick(struct vio_dev *d)
 {
@@ -247,8 +245,7 @@ void vio_resume(struct vio_dev *d)
 	kick(d);
 }
 
-// --- status
-// -------------------------------------------------------------------------
+// --- status -----------------------------------------------------------------
 
 static void reset(struct vio_dev *d)
 {
@@ -341,8 +338,7 @@ static uint32_t read_status(const struct vio_dev *d)
 	return d->status;
 }
 
-// --- registers
-// ----------------------------------------------------------------------
+// --- registers --------------------------------------------------------------
 
 static struct virtq *selected(struct vio_dev *d)
 {

@@ -41,8 +41,7 @@ enum {
 	CID_MIN = 3,
 };
 
-// --- packets from the guest
-// -------------------------------------------------------
+// --- packets from the guest -------------------------------------------------
 
 struct packet {
 	struct virtio_vsock_hdr h; // our copy
@@ -177,8 +176,7 @@ static void vsock_process(struct vio_dev *d, unsigned q)
 		vsk_pump(v);
 }
 
-// --- from the machine
-// -----------------------------------------------------------
+// --- from the machine -------------------------------------------------------
 
 static struct vsk_stream *open_stream(struct vio_vsock *v, uint32_t port,
 				      int fd)
@@ -260,8 +258,7 @@ static size_t vsock_config(const struct vio_dev *d, uint8_t *space)
 	return sizeof(uint64_t);
 }
 
-// --- section
-// --------------------------------------------------------------------
+// --- section ----------------------------------------------------------------
 
 static bool guest_knows(const struct vsk_stream *s)
 {
@@ -335,8 +332,7 @@ static int vsock_load(struct vio_dev *d, struct wire_reader *r, struct err *e)
 	return 0;
 }
 
-// --- life
-// -----------------------------------------------------------------------
+// --- life -------------------------------------------------------------------
 
 static void vsock_destroy(struct vio_dev *d)
 {

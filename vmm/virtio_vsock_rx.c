@@ -70,8 +70,7 @@ static bool send_plain(struct vio_vsock *v, const struct virtio_vsock_hdr *h)
 	return true;
 }
 
-// --- RSTs
-// -----------------------------------------------------------------------
+// --- RSTs -------------------------------------------------------------------
 
 void vsk_owe_rst(struct vio_vsock *v, uint32_t local, uint32_t guest)
 {
@@ -109,8 +108,7 @@ static bool send_rsts(struct vio_vsock *v)
 	return true;
 }
 
-// --- control packets
-// ------------------------------------------------------------
+// --- control packets --------------------------------------------------------
 
 void vsk_owe(struct vsk_stream *s, unsigned ctl)
 {
@@ -168,8 +166,7 @@ static bool send_ctls(struct vio_vsock *v)
 	return true;
 }
 
-// --- data
-// -----------------------------------------------------------------------
+// --- data -------------------------------------------------------------------
 
 uint32_t vsk_credit(const struct vsk_stream *s)
 {

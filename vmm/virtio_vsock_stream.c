@@ -24,8 +24,7 @@ enum { BOTH = VIRTIO_VSOCK_SHUTDOWN_RCV | VIRTIO_VSOCK_SHUTDOWN_SEND };
 
 static void socket_event(void *ctx, uint32_t events);
 
-// --- the table
-// ------------------------------------------------------------------
+// --- the table --------------------------------------------------------------
 
 struct vsk_stream *vsk_find(struct vio_vsock *v, uint32_t local, uint32_t guest)
 {
@@ -192,8 +191,7 @@ void vsk_kill(struct vsk_stream *s)
 	vsk_free(s);
 }
 
-// --- guest to socket
-// --------------------------------------------------------------
+// --- guest to socket --------------------------------------------------------
 
 // Both directions are over for the host: the guest is told, and asked to agree.
 static void host_gone(struct vsk_stream *s)
@@ -347,8 +345,7 @@ void vsk_guest_shutdown(struct vsk_stream *s, uint32_t flags)
 		written_out(s);
 }
 
-// --- socket to guest
-// --------------------------------------------------------------
+// --- socket to guest --------------------------------------------------------
 
 void vsk_host_eof(struct vsk_stream *s)
 {

@@ -282,8 +282,7 @@ bool virtq_listen(struct virtq *q)
 	return load16_acquire(q->avail + RING_IDX) != q->last_avail;
 }
 
-// --- scattered ranges
-// ---------------------------------------------------------
+// --- scattered ranges -------------------------------------------------------
 
 unsigned virtq_iov_slice(const struct iovec *iov, unsigned n, size_t off,
 			 size_t len, struct iovec *out)

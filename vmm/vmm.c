@@ -77,8 +77,7 @@ bool vmm_next_event(struct vmm *vm, struct vmm_event *out)
 	return got;
 }
 
-// --- creating
-// -----------------------------------------------------------------
+// --- creating ---------------------------------------------------------------
 
 static int set_slot(struct vmm *vm, uint32_t slot, uint64_t gpa, uint64_t off,
 		    uint64_t len, struct err *e)
@@ -357,8 +356,7 @@ void vmm_vsock_close_all(struct vmm *vm)
 	vio_vsock_close_all(vm->vio[VIO_VSOCK]);
 }
 
-// --- boot and gate
-// --------------------------------------------------------------
+// --- boot and gate ----------------------------------------------------------
 
 int vmm_boot(struct vmm *vm, const struct vmm_boot *boot, struct err *e)
 {

@@ -39,8 +39,7 @@
 // The guest's vsock address; every guest has the same, and its own host.
 #define VMM_GUEST_CID 3u
 
-// --- CPUID (cpuid.c)
-// -----------------------------------------------------------
+// --- CPUID (cpuid.c) --------------------------------------------------------
 
 enum { CPUID_MAX = 128 };
 // Same layout as struct kvm_cpuid2 with room for CPUID_MAX entries.
@@ -58,8 +57,7 @@ void cpuid_for_vcpu(const struct cpuid_table *base, unsigned index,
 const struct kvm_cpuid_entry2 *cpuid_find(const struct cpuid_table *t,
 					  uint32_t function, uint32_t index);
 
-// --- IOAPIC (ioapic.c)
-// ---------------------------------------------------------
+// --- IOAPIC (ioapic.c) ------------------------------------------------------
 
 struct ioapic {
 	pthread_mutex_t lock;
@@ -81,8 +79,7 @@ void ioapic_save(struct ioapic *a, struct wire_writer *w);
 int ioapic_check(struct wire_reader *r, struct err *e);
 void ioapic_load(struct ioapic *a, struct wire_reader *r);
 
-// --- console bytes (console.c)
-// ---------------------------------------------------
+// --- console bytes (console.c) ----------------------------------------------
 
 enum { CONSOLE_RING = 64 * 1024 };
 struct console {
@@ -99,8 +96,7 @@ void console_put(struct console *c, const uint8_t *p, size_t n);
 // Writes what the descriptor takes; true when bytes are left.
 bool console_flush(struct console *c);
 
-// --- 16550 (serial.c)
-// -----------------------------------------------------------
+// --- 16550 (serial.c) -------------------------------------------------------
 
 struct serial {
 	pthread_mutex_t lock;
@@ -119,8 +115,7 @@ void serial_save(struct serial *s, struct wire_writer *w);
 int serial_check(struct wire_reader *r, struct err *e);
 void serial_load(struct serial *s, struct wire_reader *r);
 
-// --- doorbell mailbox (doorbell.c)
-// ---------------------------------------------
+// --- doorbell mailbox (doorbell.c) ------------------------------------------
 
 enum { MAILBOX_MAX = 64 * 1024 };
 struct doorbell {
@@ -134,8 +129,7 @@ void doorbell_save(struct vmm *vm, struct wire_writer *w);
 int doorbell_check(struct wire_reader *r, struct err *e);
 int doorbell_load(struct vmm *vm, struct wire_reader *r);
 
-// --- one vCPU
-// -------------------------------------------------------------------
+// --- one vCPU ---------------------------------------------------------------
 
 struct vcpu {
 	struct vmm *vm;

@@ -79,8 +79,7 @@ int vmm_watch(struct vmm *vm, int fd, uint32_t events,
 	return 0;
 }
 
-// --- the machine's own descriptors
-// ---------------------------------------------
+// --- the machine's own descriptors ------------------------------------------
 
 static void on_wake(void *ctx, uint32_t events)
 {

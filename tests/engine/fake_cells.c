@@ -228,8 +228,7 @@ unsigned eng_cells_blanks_ready(const struct eng_cells *c)
 	return c->blanks;
 }
 
-// --- starting
-// ------------------------------------------------------------------
+// --- starting ---------------------------------------------------------------
 
 int eng_cell_boot(struct eng_cells *c, const struct eng_boot_req *req,
 		  const struct eng_cell_events *ev, void *ctx,
@@ -272,8 +271,7 @@ int eng_cell_mailbox(struct eng_cell *cell, const void *bytes, size_t n,
 	return 0;
 }
 
-// --- capture
-// -------------------------------------------------------------------
+// --- capture ----------------------------------------------------------------
 
 static void capture_work(void *ctx)
 {
@@ -350,8 +348,7 @@ void eng_cell_kill(struct eng_cell *cell)
 	cell_end(cell, ENG_END_KILLED);
 }
 
-// --- the fake agent
-// --------------------------------------------------------------
+// --- the fake agent ---------------------------------------------------------
 
 static void frame(struct fake_conn *c, unsigned type, const void *p, size_t n)
 {
@@ -479,8 +476,7 @@ int eng_cell_connect(struct eng_cell *cell, uint32_t port, int *fd,
 	return 0;
 }
 
-// --- the rest
-// ------------------------------------------------------------------
+// --- the rest ---------------------------------------------------------------
 
 pid_t eng_cell_pid(const struct eng_cell *cell)
 {

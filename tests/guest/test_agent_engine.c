@@ -152,8 +152,7 @@ Test(probed, parse)
 	cr_assert_eq(eng_agent_parse_probed(p, 22, &out), -EPROTO);
 }
 
-// --- calls
-// ----------------------------------------------------------------------
+// --- calls ------------------------------------------------------------------
 
 struct fixture {
 	struct eng_loop *l;
@@ -410,8 +409,7 @@ Test(call, cancelled_ones_never_call, .fini = fini)
 	close(f.guest);
 }
 
-// --- the log
-// ----------------------------------------------------------------------
+// --- the log ----------------------------------------------------------------
 
 static struct {
 	char text[4][256 * 1024];

@@ -177,8 +177,7 @@ Test(users, without_any_file)
 		     -ENOENT);
 }
 
-// --- the TCP tables
-// --------------------------------------------------------------
+// --- the TCP tables ---------------------------------------------------------
 
 Test(probe, lines_of_the_tables)
 {
@@ -210,8 +209,7 @@ Test(probe, lines_of_the_tables)
 			     "%s", t[i].line);
 }
 
-// --- the ring
-// ----------------------------------------------------------------------
+// --- the ring ---------------------------------------------------------------
 
 static struct ag_ring ring;
 static char rec[AG_RECORD_MAX];

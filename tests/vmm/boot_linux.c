@@ -64,8 +64,7 @@ static struct blob map_file(const char *path)
 	return b;
 }
 
-// --- a disk in a file
-// -------------------------------------------------------------
+// --- a disk in a file -------------------------------------------------------
 
 static void disk_submit(void *ctx, struct vmm_disk_req *r)
 {
@@ -101,8 +100,7 @@ static void attach_disk(struct tool *t)
 		die("disk", &e);
 }
 
-// --- making and loading
-// ---------------------------------------------------------------
+// --- making and loading -----------------------------------------------------
 
 static void create(struct tool *t, uint64_t mem_bytes, unsigned vcpus)
 {
@@ -181,8 +179,7 @@ static void load(struct tool *t)
 	munmap(s.p, s.len);
 }
 
-// --- saving
-// -------------------------------------------------------------------------
+// --- saving -----------------------------------------------------------------
 
 static void write_file(const char *dir, const char *name, const void *p,
 		       size_t len)
@@ -246,8 +243,7 @@ static void save(struct tool *t)
 		die("unpausing", &e);
 }
 
-// --- running
-// ---------------------------------------------------------------------------
+// --- running ----------------------------------------------------------------
 
 static void scan(struct tool *t, const char *p, size_t n)
 {

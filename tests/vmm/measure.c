@@ -29,8 +29,7 @@ static void report(const char *what, uint64_t *ns, int n)
 	       (double)ns[n / 2] / 1000, (double)ns[n * 99 / 100] / 1000);
 }
 
-// --- orders of set-up, with bare ioctls
-// ---------------------------------------------
+// --- orders of set-up, with bare ioctls -------------------------------------
 
 enum step { SLOT = 1, SPLIT, FULL, IOEVENT, VCPU };
 
@@ -86,8 +85,7 @@ static void order(const char *name, const enum step *steps, int n)
 	munmap(mem, 256 << 20);
 }
 
-// --- the room's own calls
-// --------------------------------------------------------------
+// --- the room's own calls ---------------------------------------------------
 
 static struct vmm *shell(unsigned vcpus)
 {

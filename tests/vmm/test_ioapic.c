@@ -159,8 +159,7 @@ Test(ioapic, save_and_load)
 	cr_assert_eq(ioapic_check(&r, &e), -EBADMSG);
 }
 
-// --- serial port
-// ------------------------------------------------------------------
+// --- serial port ------------------------------------------------------------
 
 static struct serial s;
 static struct console con;

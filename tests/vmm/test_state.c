@@ -57,8 +57,7 @@ static struct guest clone_of(struct guest *g, const struct saved *s)
 	return c;
 }
 
-// --- editing a state, as a forger would
-// --------------------------------------------
+// --- editing a state, as a forger would -------------------------------------
 
 static uint8_t *entry(struct saved *s, unsigned i)
 {
@@ -137,8 +136,7 @@ static void need_kvm(void)
 
 TestSuite(state, .init = need_kvm, .timeout = 120);
 
-// --- what it is for
-// ------------------------------------------------------------------
+// --- what it is for ---------------------------------------------------------
 
 ParameterizedTestParameters(state, a_clone_continues)
 {
@@ -369,8 +367,7 @@ Test(state, msr_order)
 	guest_end(&g);
 }
 
-// --- misuse
-// --------------------------------------------------------------------------
+// --- misuse -----------------------------------------------------------------
 
 Test(state, only_quiet_vms_are_saved)
 {
@@ -417,8 +414,7 @@ Test(state, shells_of_another_shape)
 	guest_end(&g);
 }
 
-// --- hostile states
-// -------------------------------------------------------------------
+// --- hostile states ---------------------------------------------------------
 
 Test(state, every_truncation_is_found)
 {
@@ -540,8 +536,7 @@ Test(state, versions_and_optional_sections)
 	guest_end(&g);
 }
 
-// --- another host
-// -----------------------------------------------------------------------
+// --- another host -----------------------------------------------------------
 
 static struct kvm_cpuid_entry2 *saved_leaf(struct saved *s, uint32_t fn)
 {
@@ -608,8 +603,7 @@ Test(state, fewer_features_are_fine)
 	guest_end(&g);
 }
 
-// --- golden files
-// -------------------------------------------------------------------------
+// --- golden files -----------------------------------------------------------
 
 static void read_golden(const char *dir, const char *name)
 {

@@ -9,8 +9,7 @@
 enum { MEM = 16 << 20, CAP = 16384 };
 #define BLK_FEATURES (VSK_FEATURES | 0xffffffull)
 
-// --- disk
-// -----------------------------------------------------------------------
+// --- disk -------------------------------------------------------------------
 
 struct machine {
 	struct rig r;
@@ -262,8 +261,7 @@ Test(virtio_state, every_stage_of_the_handshake_survives)
 	}
 }
 
-// --- vsock
-// ----------------------------------------------------------------------
+// --- vsock ------------------------------------------------------------------
 
 // A restored copy of g, in a machine of its own.
 static struct guest *thaw(struct guest *g)
@@ -412,8 +410,7 @@ Test(virtio_state, closed_streams_leave_nothing_behind)
 	guest_free(g);
 }
 
-// --- hostile sections
-// --------------------------------------------------------------
+// --- hostile sections -------------------------------------------------------
 
 // Offsets in a section (docs/VIRTIO.md).
 enum {

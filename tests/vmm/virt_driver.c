@@ -8,8 +8,7 @@
 #include <sys/epoll.h>
 #include <sys/mman.h>
 
-// --- the machine
-// ----------------------------------------------------------------
+// --- the machine ------------------------------------------------------------
 
 static void on_irq(struct vmm *vm, unsigned index)
 {
@@ -112,8 +111,7 @@ void rig_run(struct rig *r)
 	cr_assert_fail("the machine's epoll never becomes idle");
 }
 
-// --- registers
-// ------------------------------------------------------------------
+// --- registers --------------------------------------------------------------
 
 uint32_t drv_read(struct drv *d, uint64_t off)
 {
@@ -197,8 +195,7 @@ void drv_move(struct drv *d, const struct drv *from, struct rig *r,
 	d->dev = dev;
 }
 
-// --- rings
-// ----------------------------------------------------------------------
+// --- rings ------------------------------------------------------------------
 
 uint64_t drv_alloc(struct drv *d, uint64_t len)
 {
@@ -346,8 +343,7 @@ bool drv_needs_reset(struct drv *d)
 	return drv_read(d, VIRTIO_MMIO_STATUS) & VIO_S_NEEDS_RESET;
 }
 
-// --- state
-// ----------------------------------------------------------------------
+// --- state ------------------------------------------------------------------
 
 size_t rig_save(struct vio_dev *dev, void *buf, size_t cap)
 {

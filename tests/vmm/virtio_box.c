@@ -52,8 +52,7 @@ static void die(const char *what, const struct err *e)
 	exit(1);
 }
 
-// --- a machine
-// ------------------------------------------------------------------
+// --- a machine --------------------------------------------------------------
 
 struct box {
 	struct vmm *vm;
@@ -198,8 +197,7 @@ static void turn(struct box *b)
 	pthread_mutex_unlock(&b->lock);
 }
 
-// --- streams, each on a thread
-// -----------------------------------------------------
+// --- streams, each on a thread ----------------------------------------------
 
 struct task {
 	struct box *b;
@@ -364,8 +362,7 @@ static int ask(struct box *b, char what, char *text, unsigned s)
 	return in_time ? t.id : -1;
 }
 
-// --- the test
-// -------------------------------------------------------------------
+// --- the test ---------------------------------------------------------------
 
 struct blob {
 	void *p;
