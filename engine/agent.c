@@ -87,8 +87,8 @@ void eng_agent_put_unfreeze(struct wire_writer *w)
 	finish(w, begin(w, AGENT_UNFREEZE));
 }
 
-void eng_agent_put_thaw(struct wire_writer *w, const uint8_t machine_id[16],
-			const char *hostname)
+static void put_identity(struct wire_writer *w, enum agent_frame type,
+			 const uint8_t machine_id[16], const char *hostname)
 {
 	size_t at = begin(w, AGENT_THAW);
 	uint8_t entropy[ENTROPY_LEN];
@@ -100,6 +100,18 @@ void eng_agent_put_thaw(struct wire_writer *w, const uint8_t machine_id[16],
 	wire_put_bytes(w, machine_id, 16);
 	put_str(w, hostname);
 	finish(w, at);
+}
+
+void eng_agent_put_thaw(struct wire_writer *w, const uint8_t machine_id[16],
+			const char *hostname)
+{
+	put_identity(w, AGENT_THAW, machine_id, hostname);
+}
+
+void eng_agent_put_renew(struct wire_writer *w, const uint8_t machine_id[16],
+			 const char *hostname)
+{
+	put_identity(w, AGENT_RENEW, machine_id, hostname);
 }
 
 void eng_agent_put_exec(struct wire_writer *w, const struct eng_app_spec *a,

@@ -74,6 +74,10 @@ static const struct route routes[] = {
      api_logs,
      {"follow", "tail"}},
     {HTTP_POST, {"thaw", "v1", "microvms", "*", "mailbox"}, api_mailbox, {0}},
+    {HTTP_GET, {"thaw", "v1", "pools"}, api_list_pools, {0}},
+    {HTTP_GET, {"thaw", "v1", "pools", "*"}, api_get_pool, {0}},
+    {HTTP_PUT, {"thaw", "v1", "pools", "*"}, api_put_pool, {0}},
+    {HTTP_DELETE, {"thaw", "v1", "pools", "*"}, api_delete_pool, {0}},
     {HTTP_GET,
      {"thaw", "v1", "events"},
      api_events,
@@ -281,8 +285,8 @@ int api_wait_params(const struct http_req *r, unsigned *mask, uint64_t *ms,
 	*mask = 0;
 	if (wait && eng_state_parse(wait, &s))
 		return err_set(e, -EINVAL,
-			       "wait takes a state (PENDING, RUNNING, "
-			       "SUSPENDING, SUSPENDED, TERMINATING, "
+			       "wait takes a state (PENDING, PARKED, "
+			       "RUNNING, SUSPENDING, SUSPENDED, TERMINATING, "
 			       "TERMINATED), not \"%.40s\"",
 			       wait);
 	if (wait)

@@ -53,6 +53,8 @@ json_t *api_next_token(uint64_t after);
 
 // Finds the microVM of seg[n]; answers by itself and returns NULL otherwise.
 struct reg_vm *api_vm_of(struct api *a, struct http_req *r, unsigned seg);
+struct reg_image *api_image_of(struct api *a, struct http_req *r,
+			       unsigned seg); // likewise
 // The running guest's cell for seg[3], or NULL after answering.
 struct eng_cell *api_cell_of(struct api *a, struct http_req *r, bool need_agent,
 			     struct reg_vm **out);
@@ -69,6 +71,8 @@ api_call api_run_microvm, api_get_microvm, api_list_microvms,
 api_call api_get_image, api_list_images, api_delete_image, api_get_version,
     api_list_versions, api_update_version, api_delete_version, api_build_image,
     api_thaw_images, api_thaw_image;
+// api_pool.c
+api_call api_list_pools, api_get_pool, api_put_pool, api_delete_pool;
 // api_exec.c, api_guest.c
 api_call api_exec, api_forward, api_logs, api_mailbox;
 // api_host.c

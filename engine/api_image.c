@@ -9,6 +9,8 @@
 #define BASE_ARN "arn:aws:lambda:us-east-1:aws:microvm-image:thaw-rootfs"
 #define ROLE_ARN "arn:aws:iam::000000000000:role/thaw"
 
+enum { DELETE_TRIES = 10, DELETE_WAIT_MS = 10000 };
+
 // --- shapes ------------------------------------------------------------------
 
 static json_t *image_shape(const struct reg_image *im)
@@ -81,7 +83,8 @@ static json_t *thaw_image(struct api *a, const struct reg_image *im)
 		json_array_append_new(list, thaw_version(im->versions[i]));
 	vms = eng_reg_vms(a->reg, &n);
 	for (size_t i = 0; i < n; i++)
-		used += vms[i]->live && !strcmp(vms[i]->image, im->name);
+		used += vms[i]->live && !vms[i]->parked &&
+			!strcmp(vms[i]->image, im->name);
 	return json_pack("{s:s,s:o,s:o,s:o,s:I,s:o}", "name", im->name,
 			 "imageArn", eng_image_arn(im->name), "createdAt",
 			 api_seconds(im->created_ms), "updatedAt",
@@ -91,8 +94,8 @@ static json_t *thaw_image(struct api *a, const struct reg_image *im)
 
 // --- finding ----------------------------------------------------------------
 
-static struct reg_image *image_of(struct api *a, struct http_req *r,
-				  unsigned seg)
+struct reg_image *api_image_of(struct api *a, struct http_req *r,
+			       unsigned seg)
 {
 	struct err e = ERR_INIT;
 	struct reg_image *im;
@@ -115,7 +118,7 @@ static struct reg_version *version_of(struct api *a, struct http_req *r,
 	struct err e = ERR_INIT;
 	struct reg_version *v;
 
-	*im = image_of(a, r, 2);
+	*im = api_image_of(a, r, 2);
 	if (!*im)
 		return NULL;
 	v = eng_reg_version(*im, r->seg[4]);
@@ -131,7 +134,7 @@ static struct reg_version *version_of(struct api *a, struct http_req *r,
 
 void api_get_image(struct api *a, struct http_req *r)
 {
-	struct reg_image *im = image_of(a, r, 2);
+	struct reg_image *im = api_image_of(a, r, 2);
 
 	if (im)
 		api_answer(a, r, 200, image_shape(im));
@@ -163,24 +166,104 @@ void api_list_images(struct api *a, struct http_req *r)
 	api_answer(a, r, 200, out);
 }
 
-void api_delete_image(struct api *a, struct http_req *r)
-{
-	struct reg_image *im = image_of(a, r, 2);
-	struct err e = ERR_INIT;
-	uint64_t seq;
-	json_t *out;
+// --- deleting ---------------------------------------------------------------
 
-	if (!im)
-		return;
-	out = json_pack("{s:o,s:s}", "imageIdentifier", eng_image_arn(im->name),
-			"state", "DELETED");
-	if (!eng_image_delete(a->images, im, NULL, &seq, &e)) {
-		api_answer(a, r, 200, out);
+// A deletion waits for parked microVMs of the image to end. While it does, a
+// client may park others; it does not wait for ever.
+struct deletion {
+	struct api *a;
+	struct http_req *r;
+	char image[REG_NAME_MAX + 1], version[16]; // "": the image
+	unsigned tries;
+};
+
+static json_t *deleted_shape(const struct deletion *d)
+{
+	json_t *j =
+	    json_pack("{s:o,s:s}", "imageIdentifier", eng_image_arn(d->image),
+		      "state", "DELETED");
+
+	if (d->version[0])
+		json_object_set_new(j, "imageVersion", json_string(d->version));
+	return j;
+}
+
+static void delete_step(struct deletion *d);
+
+static void parked_ended(void *ctx, struct reg_vm *vm, enum vm_wait_end how)
+{
+	(void)vm;
+	(void)how;
+	delete_step(ctx);
+}
+
+static void delete_step(struct deletion *d)
+{
+	struct reg_image *im = eng_reg_image(d->a->reg, d->image);
+	struct reg_version *v =
+	    im && d->version[0] ? eng_reg_version(im, d->version) : NULL;
+	struct err e = ERR_INIT;
+	struct reg_vm *ending;
+	uint64_t seq;
+	int rc;
+
+	if (!im || (d->version[0] && !v))
+		rc = err_set(&e, -ENOENT,
+			     "MicroVM image %s was deleted meanwhile",
+			     d->image);
+	else
+		rc = eng_image_delete(d->a->images, im, v, &ending, &seq, &e);
+	if (rc == -EINPROGRESS && d->tries++ < DELETE_TRIES) {
+		eng_vm_wait(d->a->vms, ending, 1u << VM_TERMINATED, false,
+			    DELETE_WAIT_MS, parked_ended, d);
 		return;
 	}
-	json_decref(out);
-	api_fail(a, r, &e, "microvm-image", im->name);
+	if (rc == -EINPROGRESS)
+		err_set(&e, -EBUSY,
+			"microVMs of %s are being parked all the time; remove "
+			"its pool first",
+			d->image);
+	if (rc)
+		api_fail(d->a, d->r, &e, "microvm-image", d->image);
+	else
+		api_answer(d->a, d->r, 200, deleted_shape(d));
+	free(d);
 }
+
+static void start_deletion(struct api *a, struct http_req *r,
+			   const struct reg_image *im,
+			   const struct reg_version *v)
+{
+	struct deletion *d = calloc(1, sizeof(*d));
+
+	if (!d)
+		abort();
+	d->a = a;
+	d->r = r;
+	strcpy(d->image, im->name);
+	if (v)
+		strcpy(d->version, v->version);
+	delete_step(d);
+}
+
+void api_delete_image(struct api *a, struct http_req *r)
+{
+	struct reg_image *im = api_image_of(a, r, 2);
+
+	if (im)
+		start_deletion(a, r, im, NULL);
+}
+
+void api_delete_version(struct api *a, struct http_req *r)
+{
+	struct reg_image *im;
+	struct reg_version *v = version_of(a, r, &im);
+
+	if (v)
+		start_deletion(a, r, im, v);
+}
+
+// --- AWS's other calls ------------------------------------------------------
 
 void api_get_version(struct api *a, struct http_req *r)
 {
@@ -193,7 +276,7 @@ void api_get_version(struct api *a, struct http_req *r)
 
 void api_list_versions(struct api *a, struct http_req *r)
 {
-	struct reg_image *im = image_of(a, r, 2);
+	struct reg_image *im = api_image_of(a, r, 2);
 	struct err e = ERR_INIT;
 	size_t max = 0;
 	uint64_t at = 0;
@@ -259,28 +342,8 @@ void api_update_version(struct api *a, struct http_req *r)
 				   "version", v->version, "to",
 				   active ? "ACTIVE" : "INACTIVE"));
 	eng_reg_commit(t);
+	eng_pool_trim(a->vms, im->name);
 	api_answer(a, r, 200, version_shape(im, v));
-}
-
-void api_delete_version(struct api *a, struct http_req *r)
-{
-	struct reg_image *im;
-	struct reg_version *v = version_of(a, r, &im);
-	struct err e = ERR_INIT;
-	uint64_t seq;
-	json_t *out;
-
-	if (!v)
-		return;
-	out = json_pack("{s:o,s:s,s:s}", "imageIdentifier",
-			eng_image_arn(im->name), "imageVersion", v->version,
-			"state", "DELETED");
-	if (!eng_image_delete(a->images, im, v, &seq, &e)) {
-		api_answer(a, r, 200, out);
-		return;
-	}
-	json_decref(out);
-	api_fail(a, r, &e, "microvm-image", im->name);
 }
 
 // --- thaw's calls -----------------------------------------------------------
@@ -299,7 +362,7 @@ void api_thaw_images(struct api *a, struct http_req *r)
 
 void api_thaw_image(struct api *a, struct http_req *r)
 {
-	struct reg_image *im = image_of(a, r, 3);
+	struct reg_image *im = api_image_of(a, r, 3);
 
 	if (im)
 		api_answer(a, r, 200, thaw_image(a, im));

@@ -31,6 +31,7 @@ static json_t *thaw_part(const struct reg_vm *vm)
 			      api_seconds(vm->created_ms), "suspends",
 			      (int)vm->suspends, "resumes", (int)vm->resumes);
 
+	json_object_set_new(t, "pooled", json_boolean(vm->pooled));
 	json_object_set_new(t, "reason", json_string(vm->code));
 	if (vm->suspended_ms)
 		json_object_set_new(t, "suspendedAt",
@@ -171,6 +172,7 @@ static const struct check_field run_fields[] = {
     {"name", CHECK_NAME, false, 1, REG_NAME_MAX},
     {"labels", CHECK_LABELS, false, 0, 64},
     {"cold", CHECK_BOOL, false, 0, 0},
+    {"parked", CHECK_BOOL, false, 0, 0},
 };
 
 static int check_run(json_t *body, struct err *e)
@@ -184,6 +186,11 @@ static int check_run(json_t *body, struct err *e)
 		return err_set(e, -EINVAL,
 			       "egressNetworkConnectors: thaw serves no egress "
 			       "yet; leave the member out");
+	if (json_is_true(json_object_get(body, "parked")) &&
+	    json_object_size(body) != 2)
+		return err_set(e, -EINVAL,
+			       "parked goes with imageIdentifier alone: all "
+			       "else comes with the run that claims it");
 	token = json_string_value(json_object_get(body, "clientToken"));
 	if (token && strlen(token) > REG_TOKEN_MAX)
 		return err_set(e, -EINVAL,
@@ -242,6 +249,7 @@ static int run_now(struct api *a, struct http_req *r, json_t *body,
 	    .name = json_string_value(json_object_get(body, "name")),
 	    .labels = json_object_get(body, "labels"),
 	    .cold = json_is_true(json_object_get(body, "cold")),
+	    .parked = json_is_true(json_object_get(body, "parked")),
 	    .payload = json_string_value(payload),
 	    .payload_len = json_string_length(payload),
 	    .max_duration_s = max ? (uint32_t)json_integer_value(max) : 28800,
@@ -292,6 +300,23 @@ void api_run_microvm(struct api *a, struct http_req *r)
 		    mask ? ms : START_HOLD_MS, run_over, hold(a, r, true));
 }
 
+// The microVM of seg[2] and ?wait=; answers by itself and returns NULL otherwise.
+struct wait {
+	unsigned mask; // 0: not asked for
+	uint64_t ms;
+};
+
+static struct reg_vm *vm_and_wait(struct api *a, struct http_req *r,
+				  struct wait *w)
+{
+	struct err e = ERR_INIT;
+
+	if (!api_wait_params(r, &w->mask, &w->ms, &e))
+		return api_vm_of(a, r, 2);
+	api_fail(a, r, &e, NULL, NULL);
+	return NULL;
+}
+
 // --- get and list -----------------------------------------------------------
 
 static void get_over(void *ctx, struct reg_vm *vm, enum vm_wait_end how)
@@ -305,22 +330,15 @@ static void get_over(void *ctx, struct reg_vm *vm, enum vm_wait_end how)
 
 void api_get_microvm(struct api *a, struct http_req *r)
 {
-	struct err e = ERR_INIT;
-	struct reg_vm *vm;
-	unsigned mask;
-	uint64_t ms;
+	struct wait w;
+	struct reg_vm *vm = vm_and_wait(a, r, &w);
 
-	if (api_wait_params(r, &mask, &ms, &e)) {
-		api_fail(a, r, &e, NULL, NULL);
-		return;
-	}
-	vm = api_vm_of(a, r, 2);
 	if (!vm)
 		return;
-	if (!mask)
+	if (!w.mask)
 		api_answer_at(a, r, vm->txn, 200, vm_shape(vm));
 	else
-		eng_vm_wait(a->vms, vm, mask, false, ms, get_over,
+		eng_vm_wait(a->vms, vm, w.mask, false, w.ms, get_over,
 			    hold(a, r, true));
 }
 
@@ -383,6 +401,8 @@ static bool label_matches(const struct reg_vm *vm, const char *kv)
 
 static bool listed(const struct reg_vm *vm, const struct list_filter *f)
 {
+	if (vm->parked && !(f->states & 1u << VM_PARKED))
+		return false; // nobody's yet, or never anybody's
 	if ((f->image && strcmp(vm->image, f->image)) ||
 	    (f->version && strcmp(vm->version, f->version)) ||
 	    (f->states && !(f->states & 1u << vm->state)))
@@ -426,23 +446,6 @@ void api_list_microvms(struct api *a, struct http_req *r)
 	api_answer_at(a, r, seq, 200, out);
 }
 
-// A guest that had not left when it was reported as started has by now.
-static void late_first_exit(json_t *thaw, const struct eng_cell *cell)
-{
-	json_t *all = json_object_get(thaw, "timings");
-	json_t *last = json_object_get(all, "resume");
-	struct eng_cell_times t;
-
-	if (!last)
-		last = json_object_get(all, "run");
-	eng_cell_get_times(cell, &t);
-	if (last && !json_object_get(last, "firstExit") &&
-	    t.first_exit > t.t0)
-		json_object_set_new(
-		    last, "firstExit",
-		    json_integer((json_int_t)((t.first_exit - t.t0) / 1000)));
-}
-
 void api_inspect_microvm(struct api *a, struct http_req *r)
 {
 	struct reg_vm *vm = api_vm_of(a, r, 3);
@@ -461,7 +464,7 @@ void api_inspect_microvm(struct api *a, struct http_req *r)
 			    json_sprintf("%s/%s.log", a->cfg->log_dir, vm->id));
 	cell = eng_vm_cell(vm);
 	if (cell) {
-		late_first_exit(t, cell);
+		eng_vm_late_timings(vm, json_object_get(t, "timings"));
 		eng_cell_usage(cell, &u);
 		json_object_set_new(
 		    t, "usage",
@@ -494,24 +497,18 @@ static void op_over(void *ctx, struct reg_vm *vm, enum vm_wait_end how)
 
 void api_suspend_microvm(struct api *a, struct http_req *r)
 {
+	struct wait w;
+	struct reg_vm *vm = vm_and_wait(a, r, &w);
 	struct err e = ERR_INIT;
-	struct reg_vm *vm;
-	unsigned mask;
-	uint64_t ms;
 
-	if (api_wait_params(r, &mask, &ms, &e)) {
-		api_fail(a, r, &e, NULL, NULL);
-		return;
-	}
-	vm = api_vm_of(a, r, 2);
 	if (!vm)
 		return;
 	if (eng_vm_suspend(a->vms, vm, &e)) {
 		api_fail(a, r, &e, "microvm", vm->id);
 		return;
 	}
-	if (mask)
-		eng_vm_wait(a->vms, vm, mask, true, ms, op_over,
+	if (w.mask)
+		eng_vm_wait(a->vms, vm, w.mask, true, w.ms, op_over,
 			    hold(a, r, false));
 	else
 		api_answer_at(a, r, vm->txn, 200, json_object());
@@ -519,24 +516,18 @@ void api_suspend_microvm(struct api *a, struct http_req *r)
 
 void api_resume_microvm(struct api *a, struct http_req *r)
 {
+	struct wait w;
+	struct reg_vm *vm = vm_and_wait(a, r, &w);
 	struct err e = ERR_INIT;
-	struct reg_vm *vm;
-	unsigned mask;
-	uint64_t ms;
 
-	if (api_wait_params(r, &mask, &ms, &e)) {
-		api_fail(a, r, &e, NULL, NULL);
-		return;
-	}
-	vm = api_vm_of(a, r, 2);
 	if (!vm)
 		return;
 	if (eng_vm_resume(a->vms, vm, r->t0, &e)) {
 		api_fail(a, r, &e, "microvm", vm->id);
 		return;
 	}
-	eng_vm_wait(a->vms, vm, mask ? mask : 1u << VM_RUNNING, true,
-		    mask ? ms : START_HOLD_MS, op_over, hold(a, r, false));
+	eng_vm_wait(a->vms, vm, w.mask ? w.mask : 1u << VM_RUNNING, true,
+		    w.mask ? w.ms : START_HOLD_MS, op_over, hold(a, r, false));
 }
 
 static void terminate_over(void *ctx, struct reg_vm *vm, enum vm_wait_end how)
@@ -550,19 +541,12 @@ static void terminate_over(void *ctx, struct reg_vm *vm, enum vm_wait_end how)
 
 void api_terminate_microvm(struct api *a, struct http_req *r)
 {
-	struct err e = ERR_INIT;
-	struct reg_vm *vm;
-	unsigned mask;
-	uint64_t ms;
+	struct wait w;
+	struct reg_vm *vm = vm_and_wait(a, r, &w);
 
-	if (api_wait_params(r, &mask, &ms, &e)) {
-		api_fail(a, r, &e, NULL, NULL);
-		return;
-	}
-	vm = api_vm_of(a, r, 2);
 	if (!vm)
 		return;
 	eng_vm_terminate(a->vms, vm, "requested", "");
-	eng_vm_wait(a->vms, vm, mask ? mask : 1u << VM_TERMINATED, false,
-		    mask ? ms : END_HOLD_MS, terminate_over, hold(a, r, false));
+	eng_vm_wait(a->vms, vm, w.mask ? w.mask : 1u << VM_TERMINATED, false,
+		    w.mask ? w.ms : END_HOLD_MS, terminate_over, hold(a, r, false));
 }

@@ -40,6 +40,8 @@ enum cp_type {
 	CP_UNPAUSE,
 	CP_CONNECT, // port u32; fd: the stream
 	CP_MAILBOX, // bytes
+	CP_PARK,    // timeout_ms u32: as PAUSE, but nothing is saved
+	CP_UNPARK,  // bytes for the mailbox; it goes on at once, unanswered
 
 	// thawd to the device thread (disk socket)
 	CP_EXTENTS_ACK =
@@ -57,6 +59,7 @@ enum cp_type {
 	CP_EVENT,      // kind u32 (enum cp_event), text
 	CP_PAUSED,     // rc i32, text; rc 0: state length u32, fd: the state
 	CP_UNPAUSED,   // rc i32, text
+	CP_PARKED,     // rc i32, text
 
 	// device thread to thawd (disk socket)
 	CP_EXTENTS = 96, // tag u32, n u32, n of {block u32, blocks u32}

@@ -14,6 +14,8 @@
 #include "cells_priv.h"
 #include "vmm.h"
 
+enum { PARK_TIMEOUT_MS = 10000 };
+
 // --- holds and the end ------------------------------------------------------
 
 static void cell_free(struct eng_cell *cell)
@@ -114,7 +116,8 @@ void cell_job_run_named(struct eng_cell *cell, struct cell_job *j,
 	if (j->proc)
 		j->proc->jobs++;
 	cell->c->jobs_running++;
-	eng_job_run_named(cell->c->jobs, cell_job_work, cell_job_done, j, name);
+	eng_job_run_named(j->pool ? j->pool : cell->c->jobs, cell_job_work,
+			  cell_job_done, j, name);
 }
 
 // --- requests ---------------------------------------------------------------
@@ -370,6 +373,14 @@ static bool on_event(struct eng_cell *cell, uint32_t kind, const char *text)
 	}
 }
 
+static void on_parked(struct eng_cell *cell, int rc, const char *why)
+{
+	cell->parking = false;
+	cell->parked = rc == 0;
+	if (!cell->ended && cell->ev && cell->ev->parked)
+		cell->ev->parked(cell->ctx, rc, why);
+}
+
 bool cell_message(struct eng_cell *cell, int type, struct wire_reader *r,
 		  int *fds, unsigned nfds)
 {
@@ -378,7 +389,8 @@ bool cell_message(struct eng_cell *cell, int type, struct wire_reader *r,
 	uint32_t u = 0, len = 0;
 	char text[CP_TEXT_MAX] = "";
 
-	if (type == CP_EVENT || type == CP_PAUSED || type == CP_UNPAUSED)
+	if (type == CP_EVENT || type == CP_PAUSED || type == CP_UNPAUSED ||
+	    type == CP_PARKED)
 		u = wire_get_u32(r);
 	if (type == CP_STARTED) {
 		a = wire_get_u64(r);
@@ -388,7 +400,8 @@ bool cell_message(struct eng_cell *cell, int type, struct wire_reader *r,
 		x = wire_get_u64(r);
 	if (type == CP_PAUSED && u == 0)
 		len = wire_get_u32(r);
-	else if (type == CP_EVENT || type == CP_PAUSED || type == CP_UNPAUSED)
+	else if (type == CP_EVENT || type == CP_PAUSED ||
+		 type == CP_UNPAUSED || type == CP_PARKED)
 		cp_get_text(r, text);
 	if (!cp_ok(r) || nfds != (type == CP_PAUSED && u == 0))
 		return false;
@@ -415,6 +428,10 @@ bool cell_message(struct eng_cell *cell, int type, struct wire_reader *r,
 	}
 	if (type == CP_UNPAUSED) {
 		capture_unpaused(cell, (int32_t)u, text);
+		return true;
+	}
+	if (type == CP_PARKED && cell->parking) {
+		on_parked(cell, (int32_t)u, text);
 		return true;
 	}
 	return false;
@@ -479,6 +496,48 @@ int eng_cell_mailbox(struct eng_cell *cell, const void *bytes, size_t n,
 		p += part;
 		n -= part;
 	}
+	return 0;
+}
+
+int eng_cell_park(struct eng_cell *cell, struct err *e)
+{
+	uint8_t buf[CP_HEAD + 4];
+	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
+	int rc;
+
+	if (!is_running(cell) || cell->parking || cell->parked)
+		return err_set(e, -ENOTCONN, "the microVM does not run");
+	cp_begin(&w, CP_PARK);
+	wire_put_u32(&w, PARK_TIMEOUT_MS);
+	rc = cp_send(cell->proc->ctl, &w, NULL, 0);
+	if (rc)
+		return err_set(e, rc, "the cell takes no order: %s",
+			       strerror(-rc));
+	cell->parking = true;
+	return 0;
+}
+
+int eng_cell_unpark(struct eng_cell *cell, const void *mailbox, size_t len,
+		    struct err *e)
+{
+	uint8_t buf[CP_HEAD + CP_MAILBOX_CHUNK];
+	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
+	int rc;
+
+	if (!is_running(cell) || !cell->parked)
+		return err_set(e, -ENOTCONN, "the microVM is not parked");
+	if (len > CP_MAILBOX_CHUNK)
+		return err_set(e, -E2BIG,
+			       "%zu bytes for the mailbox: at most %d fit", len,
+			       CP_MAILBOX_CHUNK);
+	cp_begin(&w, CP_UNPARK);
+	if (len)
+		wire_put_bytes(&w, mailbox, len);
+	rc = cp_send(cell->proc->ctl, &w, NULL, 0);
+	if (rc)
+		return err_set(e, rc, "the cell takes no order: %s",
+			       strerror(-rc));
+	cell->parked = false;
 	return 0;
 }
 
@@ -577,6 +636,7 @@ static void cells_free(struct eng_cells *c)
 	eng_timer_destroy(c->refill);
 	fd_close(&c->cell_fd);
 	fd_close(&c->null_fd);
+	eng_jobs_destroy(c->copiers);
 	free(c->slots);
 	free(c);
 }

@@ -57,6 +57,7 @@ struct eng_cell_events {
 	void (*ready)(void *ctx);    // the doorbell's READY
 	void (*vsock_up)(void *ctx); // boot only: the guest's driver is there
 	void (*console)(void *ctx, const void *bytes, size_t n);
+	void (*parked)(void *ctx, int rc, const char *why);
 	// Exactly once, after everything else; the handle is gone after it.
 	void (*gone)(void *ctx, enum eng_end why, const char *detail);
 };
@@ -117,6 +118,14 @@ int eng_cell_capture(struct eng_cell *cell, const struct eng_capture_req *req,
 		     void (*done)(void *ctx, int rc, const char *why,
 				  const struct eng_capture_stats *st),
 		     void *ctx, struct err *e);
+
+// Stops every vCPU and device until eng_cell_unpark(): the guest uses no
+// processor time. parked() says how it went; after rc != 0 the guest runs on.
+int eng_cell_park(struct eng_cell *cell, struct err *e);
+// The guest goes on at once. `mailbox` (at most 16 KiB, or NULL) is there before
+// its next instruction. An error: it is dead or dying, gone() follows.
+int eng_cell_unpark(struct eng_cell *cell, const void *mailbox, size_t len,
+		    struct err *e);
 
 // Ends the cell; gone(ENG_END_KILLED) follows when it is dead and reaped.
 void eng_cell_kill(struct eng_cell *cell);

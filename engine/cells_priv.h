@@ -99,7 +99,7 @@ struct eng_cell {
 	void *ctx;
 	enum cell_state state;
 	unsigned holds;
-	bool ended, waiting;
+	bool ended, waiting, parking, parked;
 	enum eng_end why;
 	char detail[ERR_MSG_MAX];
 

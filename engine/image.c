@@ -122,7 +122,8 @@ static int in_use(struct eng_images *ims, const struct reg_image *im,
 	const struct reg_vm *one = NULL;
 
 	for (size_t i = 0; i < n; i++) {
-		if (!vms[i]->live || strcmp(vms[i]->image, im->name) ||
+		if (!vms[i]->live || vms[i]->parked ||
+		    strcmp(vms[i]->image, im->name) ||
 		    (version && strcmp(vms[i]->version, version)))
 			continue;
 		one = vms[i];
@@ -158,9 +159,24 @@ static size_t ids_of(const struct reg_version *v, struct pgc_id *ids)
 	return v->has_disk ? 2 : 1;
 }
 
-int eng_image_delete(struct eng_images *ims, struct reg_image *im,
-		     struct reg_version *version, uint64_t *seq, struct err *e)
+// Those that wait in its pool are nobody's: they go, and it is waited for them.
+static struct reg_vm *empty_pool(struct eng_images *ims,
+				 const struct reg_image *im,
+				 const struct reg_version *version)
 {
+	struct reg_pool *p = eng_reg_pool(ims->reg, im->name);
+
+	if (p && !version)
+		p->size = 0; // and no new ones meanwhile
+	return eng_pool_clear(ims->vms, im->name,
+			      version ? version->version : NULL);
+}
+
+int eng_image_delete(struct eng_images *ims, struct reg_image *im,
+		     struct reg_version *version, struct reg_vm **ending,
+		     uint64_t *seq, struct err *e)
+{
+	struct reg_pool *pool = eng_reg_pool(ims->reg, im->name);
 	struct pgc_id *ids;
 	struct reg_txn *t;
 	size_t n = 0;
@@ -175,6 +191,9 @@ int eng_image_delete(struct eng_images *ims, struct reg_image *im,
 			     version->version, im->name);
 	if (rc)
 		return rc;
+	*ending = empty_pool(ims, im, version);
+	if (*ending)
+		return -EINPROGRESS;
 	ids = calloc(im->nversions * 2 + 1, sizeof(*ids));
 	if (!ids)
 		return err_set(e, -ENOMEM, "delete an image");
@@ -188,6 +207,8 @@ int eng_image_delete(struct eng_images *ims, struct reg_image *im,
 		for (size_t i = 0; i < im->nversions; i++)
 			n += ids_of(im->versions[i], ids + n);
 		delete_event(t, "image.deleted", im->name, NULL);
+		if (pool)
+			eng_reg_del_pool(t, pool);
 		eng_reg_del_image(t, im);
 	}
 	*seq = eng_reg_commit(t);
@@ -331,6 +352,7 @@ static void add_version(struct image_build *b,
 				   "version", v->version));
 	// The newest image is the likeliest to be run next.
 	eng_cells_want(b->ims->env.cells, v->mem_mib, v->vcpus);
+	eng_pool_trim(b->ims->vms, im->name);
 	log_info("image %s version %s: built in %llu ms", im->name, v->version,
 		 (unsigned long long)res->total_ms);
 	eng_reg_after(reg, eng_reg_commit(t), build_durable, b);

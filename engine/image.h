@@ -26,9 +26,11 @@ const struct reg_version *eng_image_latest(const struct reg_image *im,
 					   bool active);
 
 // -EBUSY while a microVM of it is not TERMINATED, or it is being built.
-// `version` NULL: the whole image. *seq: the transaction that reports it.
+// `version` NULL: the whole image, with its pool. *seq: the transaction that
+// reports it. -EINPROGRESS: parked microVMs end first; again when *ending has.
 int eng_image_delete(struct eng_images *ims, struct reg_image *im,
-		     struct reg_version *version, uint64_t *seq, struct err *e);
+		     struct reg_version *version, struct reg_vm **ending,
+		     uint64_t *seq, struct err *e);
 
 struct image_build; // one running build
 

@@ -77,6 +77,38 @@ struct reg_vm *eng_reg_vm(const struct eng_reg *r, const char *id)
 	return NULL;
 }
 
+struct reg_pool *const *eng_reg_pools(const struct eng_reg *r, size_t *n)
+{
+	*n = r->npools;
+	return r->pools;
+}
+
+struct reg_pool *eng_reg_pool(const struct eng_reg *r, const char *image)
+{
+	for (size_t i = 0; i < r->npools; i++) {
+		if (strcmp(r->pools[i]->image, image) == 0)
+			return r->pools[i];
+	}
+	return NULL;
+}
+
+void reg_pools_push(struct eng_reg *r, struct reg_pool *p)
+{
+	r->pools =
+	    reg_must(realloc(r->pools, (r->npools + 1) * sizeof(*r->pools)));
+	r->pools[r->npools++] = p;
+}
+
+struct reg_pool *eng_reg_pool_add(struct eng_reg *r, const char *image)
+{
+	struct reg_pool *p = reg_must(calloc(1, sizeof(*p)));
+
+	snprintf(p->image, sizeof(p->image), "%s", image);
+	p->created_ms = p->updated_ms = util_wall_ns() / 1000000;
+	reg_pools_push(r, p);
+	return p;
+}
+
 void reg_images_push(struct eng_reg *r, struct reg_image *im)
 {
 	r->images =
@@ -347,6 +379,27 @@ void eng_reg_del_vm(struct reg_txn *t, struct reg_vm *vm)
 	vm_free(vm);
 }
 
+void eng_reg_put_pool(struct reg_txn *t, const struct reg_pool *p)
+{
+	op_put(t, REG_POOLS, p->image, reg_doc_pool(p));
+}
+
+void eng_reg_del_pool(struct reg_txn *t, struct reg_pool *p)
+{
+	struct eng_reg *r = t->reg;
+	size_t i = 0;
+
+	op_del(t, REG_POOLS, p->image);
+	while (i < r->npools && r->pools[i] != p)
+		i++;
+	if (i == r->npools)
+		return;
+	r->npools--;
+	memmove(&r->pools[i], &r->pools[i + 1],
+		(r->npools - i) * sizeof(*r->pools));
+	free(p);
+}
+
 void eng_reg_del_version(struct reg_txn *t, struct reg_image *im,
 			 struct reg_version *v)
 {
@@ -518,6 +571,9 @@ void eng_reg_close(struct eng_reg *r)
 		r->afters = a->next;
 		free(a);
 	}
+	for (size_t i = 0; i < r->npools; i++)
+		free(r->pools[i]);
+	free(r->pools);
 	free(r->images);
 	free(r->vms);
 	free(r);

@@ -23,12 +23,14 @@ enum {
 	REG_KEEP_ENDED = 2000,	  // TERMINATED microVMs remembered
 	REG_KEEP_EVENTS = 200000, // newest events kept
 	REG_KEEP_TOKENS = 200000,
+	REG_POOL_MAX = 4096, // microVMs parked for one image
 };
 
 // States as AWS names them. Who moves a microVM out of each, and what holds
 // while it is there, is written at the transition table in vm.c.
 enum vm_state {
 	VM_PENDING,
+	VM_PARKED, // thaw's own: waits in a pool to be claimed
 	VM_RUNNING,
 	VM_SUSPENDING,
 	VM_SUSPENDED,
@@ -76,6 +78,8 @@ struct reg_vm {
 	uint32_t mem_mib;
 	unsigned vcpus;
 	bool agent, cold;
+	bool parked; // made for a pool, and nobody's yet
+	bool pooled; // claimed from a pool
 	enum vm_state state;
 	char code[32];	  // reason code of the last transition
 	char reason[256]; // and its sentence
@@ -94,6 +98,13 @@ struct reg_token {
 	uint8_t params[16]; // digest of the parameters
 	char vm[REG_ID_LEN + 1];
 	uint64_t created_ms;
+};
+
+struct reg_pool { // parked microVMs of one image
+	char image[REG_NAME_MAX + 1];
+	unsigned size; // wanted
+	uint64_t hits, misses, wasted;
+	uint64_t created_ms, updated_ms;
 };
 
 struct eng_reg;
@@ -116,6 +127,9 @@ struct reg_version *eng_reg_version(const struct reg_image *im,
 struct reg_vm *eng_reg_vm(const struct eng_reg *r, const char *id);
 const struct reg_token *eng_reg_token(const struct eng_reg *r,
 				      const char *token);
+struct reg_pool *const *eng_reg_pools(const struct eng_reg *r, size_t *n);
+struct reg_pool *eng_reg_pool(const struct eng_reg *r, const char *image);
+struct reg_pool *eng_reg_pool_add(struct eng_reg *r, const char *image);
 struct reg_image *eng_reg_image_add(struct eng_reg *r, const char *name);
 struct reg_version *eng_reg_version_add(struct reg_image *im);
 // Draws an id that no other has.
@@ -129,7 +143,9 @@ void eng_reg_put_vm(struct reg_txn *t, const struct reg_vm *vm);
 void eng_reg_put_image(struct reg_txn *t, const struct reg_image *im);
 void eng_reg_put_version(struct reg_txn *t, const struct reg_image *im,
 			 const struct reg_version *v);
+void eng_reg_put_pool(struct reg_txn *t, const struct reg_pool *p);
 // Also forget it in the model: the pointers die.
+void eng_reg_del_pool(struct reg_txn *t, struct reg_pool *p);
 void eng_reg_del_vm(struct reg_txn *t, struct reg_vm *vm);
 void eng_reg_del_image(struct reg_txn *t, struct reg_image *im);
 void eng_reg_del_version(struct reg_txn *t, struct reg_image *im,

@@ -7,7 +7,7 @@
 #include <string.h>
 
 static const char *const state_names[] = {
-    "PENDING",	 "RUNNING",	"SUSPENDING",
+    "PENDING",	 "PARKED",	"RUNNING",    "SUSPENDING",
     "SUSPENDED", "TERMINATING", "TERMINATED",
 };
 _Static_assert(ARRAY_SIZE(state_names) == VM_NUM_STATES, "a name per state");
@@ -54,13 +54,14 @@ static json_t *text_json(const char *s)
 json_t *reg_doc_vm(const struct reg_vm *vm)
 {
 	return json_pack(
-	    "{s:I,s:s,s:s,s:s,s:o,s:b,s:o,s:i,s:i,s:b,s:b,s:s,s:s,s:o,s:I,"
-	    "s:I,s:I,s:I,s:I,s:i,s:i,s:o,s:o,s:o}",
+	    "{s:I,s:s,s:s,s:s,s:o,s:b,s:o,s:i,s:i,s:b,s:b,s:b,s:b,s:s,s:s,"
+	    "s:o,s:I,s:I,s:I,s:I,s:I,s:i,s:i,s:o,s:o,s:o}",
 	    "seq", (json_int_t)vm->seq, "name", vm->name, "image", vm->image,
 	    "version", vm->version, "base", id_json(true, &vm->base),
 	    "baseIsOwn", vm->base_is_own, "own", id_json(vm->has_own, &vm->own),
 	    "memoryMiB", (int)vm->mem_mib, "vcpus", (int)vm->vcpus, "agent",
-	    vm->agent, "cold", vm->cold, "state", eng_state_name(vm->state),
+	    vm->agent, "cold", vm->cold, "parked", vm->parked, "pooled",
+	    vm->pooled, "state", eng_state_name(vm->state),
 	    "code", vm->code, "reason", text_json(vm->reason), "maxDurationS",
 	    (json_int_t)vm->max_duration_s, "created",
 	    (json_int_t)vm->created_ms, "started", (json_int_t)vm->started_ms,
@@ -96,6 +97,15 @@ json_t *reg_doc_token(const struct reg_token *t)
 	util_hex(hex, t->params, sizeof(t->params));
 	return json_pack("{s:s,s:s,s:I}", "params", hex, "vm", t->vm, "created",
 			 (json_int_t)t->created_ms);
+}
+
+json_t *reg_doc_pool(const struct reg_pool *p)
+{
+	return json_pack(
+	    "{s:I,s:I,s:I,s:I,s:I,s:I}", "size", (json_int_t)p->size, "hits",
+	    (json_int_t)p->hits, "misses", (json_int_t)p->misses, "wasted",
+	    (json_int_t)p->wasted, "created", (json_int_t)p->created_ms,
+	    "updated", (json_int_t)p->updated_ms);
 }
 
 // --- back --------------------------------------------------------------------
@@ -142,7 +152,7 @@ struct vm_row { // as JSON unpacks it
 	json_t *base, *own, *labels, *extra, *timings;
 	json_int_t seq, mem, vcpus, max, created, started, suspended, ended;
 	json_int_t suspends, resumes;
-	int base_is_own, agent, cold;
+	int base_is_own, agent, cold, parked, pooled;
 };
 
 static bool vm_of_row(struct reg_vm *vm, const char *key,
@@ -166,6 +176,8 @@ static bool vm_of_row(struct reg_vm *vm, const char *key,
 	vm->base_is_own = w->base_is_own;
 	vm->agent = w->agent;
 	vm->cold = w->cold;
+	vm->parked = w->parked;
+	vm->pooled = w->pooled;
 	vm->created_ms = (uint64_t)w->created;
 	vm->started_ms = (uint64_t)w->started;
 	vm->suspended_ms = (uint64_t)w->suspended;
@@ -185,12 +197,13 @@ int reg_undoc_vm(struct reg_vm *vm, const char *key, json_t *doc, struct err *e)
 
 	if (json_unpack_ex(
 		doc, &je, 0,
-		"{s:I,s:s,s:s,s:s,s:o,s:b,s:o,s:I,s:I,s:b,s:b,s:s,s:s,s:s,"
-		"s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:o,s:o}",
+		"{s:I,s:s,s:s,s:s,s:o,s:b,s:o,s:I,s:I,s:b,s:b,s?b,s?b,s:s,"
+		"s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:o,s:o}",
 		"seq", &w.seq, "name", &w.name, "image", &w.image, "version",
 		&w.version, "base", &w.base, "baseIsOwn", &w.base_is_own, "own",
 		&w.own, "memoryMiB", &w.mem, "vcpus", &w.vcpus, "agent",
-		&w.agent, "cold", &w.cold, "state", &w.state, "code", &w.code,
+		&w.agent, "cold", &w.cold, "parked", &w.parked, "pooled",
+		&w.pooled, "state", &w.state, "code", &w.code,
 		"reason", &w.reason, "maxDurationS", &w.max, "created",
 		&w.created, "started", &w.started, "suspended", &w.suspended,
 		"ended", &w.ended, "suspends", &w.suspends, "resumes",
@@ -263,5 +276,27 @@ int reg_undoc_token(struct reg_token *t, const char *key, json_t *doc,
 	    util_unhex(t->params, sizeof(t->params), params))
 		return bad_row(e, "tokens", key, "a value is out of range");
 	t->created_ms = (uint64_t)created;
+	return 0;
+}
+
+int reg_undoc_pool(struct reg_pool *p, const char *key, json_t *doc,
+		   struct err *e)
+{
+	json_int_t size, hits, misses, wasted, created, updated;
+	json_error_t je;
+
+	if (json_unpack_ex(doc, &je, 0, "{s:I,s:I,s:I,s:I,s:I,s:I}", "size",
+			   &size, "hits", &hits, "misses", &misses, "wasted",
+			   &wasted, "created", &created, "updated", &updated))
+		return bad_row(e, "pools", key, je.text);
+	if (!take_text(p->image, sizeof(p->image), key) || size < 0 ||
+	    size > REG_POOL_MAX || hits < 0 || misses < 0 || wasted < 0)
+		return bad_row(e, "pools", key, "a value is out of range");
+	p->size = (unsigned)size;
+	p->hits = (uint64_t)hits;
+	p->misses = (uint64_t)misses;
+	p->wasted = (uint64_t)wasted;
+	p->created_ms = (uint64_t)created;
+	p->updated_ms = (uint64_t)updated;
 	return 0;
 }

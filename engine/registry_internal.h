@@ -1,5 +1,6 @@
-// Shared by registry.c (model), registry_doc.c (records as JSON) and
-// registry_db.c (SQLite and the writer thread) only.
+// Shared by registry.c (model), registry_doc.c (records as JSON),
+// registry_load.c, registry_db.c (the file) and registry_writer.c (the thread)
+// only.
 #ifndef THAW_ENG_REGISTRY_INTERNAL_H
 #define THAW_ENG_REGISTRY_INTERNAL_H
 
@@ -11,6 +12,7 @@ json_t *reg_doc_vm(const struct reg_vm *vm);
 json_t *reg_doc_image(const struct reg_image *im);
 json_t *reg_doc_version(const struct reg_version *v);
 json_t *reg_doc_token(const struct reg_token *t);
+json_t *reg_doc_pool(const struct reg_pool *p);
 // Fill a zeroed record from a row; -EBADMSG and why.
 int reg_undoc_vm(struct reg_vm *vm, const char *key, json_t *doc,
 		 struct err *e);
@@ -20,15 +22,18 @@ int reg_undoc_version(struct reg_version *v, const char *version, json_t *doc,
 		      struct err *e);
 int reg_undoc_token(struct reg_token *t, const char *key, json_t *doc,
 		    struct err *e);
+int reg_undoc_pool(struct reg_pool *p, const char *key, json_t *doc,
+		   struct err *e);
 
-// --- database (registry_db.c) ------------------------------------------------
+// --- database (registry_db.c, registry_writer.c) -----------------------------
 
 enum reg_table {
 	REG_IMAGES,
 	REG_VERSIONS,
 	REG_VMS,
 	REG_TOKENS,
-	REG_EVENTS,
+	REG_POOLS,
+	REG_EVENTS, // the last: it has another key
 	REG_NUM_TABLES
 };
 
@@ -102,6 +107,8 @@ struct eng_reg {
 	struct reg_vm **vms;
 	size_t nvms;
 	uint64_t next_vm_seq;
+	struct reg_pool **pools;
+	size_t npools;
 	struct reg_tok *buckets[TOKEN_BUCKETS], *oldest, *newest;
 	size_t ntokens;
 	uint64_t queued, durable;
@@ -119,6 +126,7 @@ void *reg_must(void *p); // aborts for NULL
 void reg_images_push(struct eng_reg *r, struct reg_image *im);
 void reg_versions_push(struct reg_image *im, struct reg_version *v);
 void reg_vms_push(struct eng_reg *r, struct reg_vm *vm);
+void reg_pools_push(struct eng_reg *r, struct reg_pool *p);
 void reg_token_push(struct eng_reg *r, struct reg_tok *t);
 int reg_load(struct eng_reg *r, struct err *e); // registry_load.c
 

@@ -71,6 +71,20 @@ static int load_token(struct loading *ld, const char *key, json_t *doc,
 	return reg_undoc_token(&t->t, key, doc, e);
 }
 
+static int load_pool(struct loading *ld, const char *key, json_t *doc,
+		     struct err *e)
+{
+	struct reg_pool *p = reg_must(calloc(1, sizeof(*p)));
+	int rc;
+
+	reg_pools_push(ld->r, p);
+	rc = reg_undoc_pool(p, key, doc, e);
+	if (!rc && !eng_reg_image(ld->r, p->image))
+		rc = err_set(e, -EBADMSG,
+			     "pools row \"%.80s\" belongs to no image", key);
+	return rc;
+}
+
 static int load_row(void *ctx, const struct reg_db_row *row, struct err *e)
 {
 	struct loading *ld = ctx;
@@ -90,6 +104,9 @@ static int load_row(void *ctx, const struct reg_db_row *row, struct err *e)
 		break;
 	case REG_VMS:
 		rc = load_vm(ld, row->key, doc, e);
+		break;
+	case REG_POOLS:
+		rc = load_pool(ld, row->key, doc, e);
 		break;
 	default:
 		rc = load_token(ld, row->key, doc, e);

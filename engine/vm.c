@@ -8,8 +8,12 @@
 // which puts record and event into one registry transaction.
 //
 // States, what holds in them, and who leaves them:
-//   PENDING      cell starting; op START. Leaves: the handshake (RUNNING), the
-//                cell's end (TERMINATED), terminate.
+//   PENDING      cell starting; op START. Leaves: the handshake (RUNNING), or
+//                the stop of one for a pool (PARKED); the cell's end
+//                (TERMINATED), terminate.
+//   PARKED       cell stopped, its agent done with all but the application; op
+//                NONE; in m->pool. Leaves: the claim that takes it out of there
+//                (RUNNING; with an agent PENDING), terminate, the cell's end.
 //   RUNNING      cell runs guest code; op NONE. Leaves: suspend, terminate, the
 //                cell's end.
 //   SUSPENDING   cell frozen or parked; op SUSPEND. No conversation but the
@@ -32,7 +36,8 @@
 
 #define S(x) (1u << VM_##x)
 static const unsigned may_follow[VM_NUM_STATES] = {
-    [VM_PENDING] = S(RUNNING) | S(TERMINATING) | S(TERMINATED),
+    [VM_PENDING] = S(PARKED) | S(RUNNING) | S(TERMINATING) | S(TERMINATED),
+    [VM_PARKED] = S(PENDING) | S(RUNNING) | S(TERMINATING) | S(TERMINATED),
     [VM_RUNNING] = S(SUSPENDING) | S(TERMINATING) | S(TERMINATED),
     [VM_SUSPENDING] =
 	S(RUNNING) | S(SUSPENDED) | S(TERMINATING) | S(TERMINATED),
@@ -155,9 +160,23 @@ uint64_t vm_set_state(struct eng_vm *v, enum vm_state to, const char *code,
 	stamp(r, to);
 	log_info("%s: %s -> %s (%s)%s%s", r->id, eng_state_name(from),
 		 eng_state_name(to), code, r->reason[0] ? ": " : "", r->reason);
+	if (from == VM_PARKED)
+		vm_pool_ended(v);
 	seq = write_state(v, eng_state_name(from), NULL, NULL);
 	waiters_tell(v);
 	return seq;
+}
+
+void vm_set_claimed(struct eng_vm *v, enum vm_state to,
+			const struct vm_run *rq)
+{
+	v->r->state = to;
+	strcpy(v->r->code, "claimed");
+	v->r->reason[0] = '\0';
+	stamp(v->r, to);
+	log_info("%s: PARKED -> %s (claimed)", v->r->id, eng_state_name(to));
+	write_state(v, "PARKED", rq->token, rq->params);
+	waiters_tell(v);
 }
 
 uint64_t vm_born(struct eng_vm *v, const char *token, const uint8_t params[16])
@@ -186,6 +205,10 @@ static void deadline_passed(void *ctx)
 {
 	struct eng_vm *v = ctx;
 
+	if (v->r->parked) { // its duration has not begun: it is not ready
+		vm_fail_start(v, "it could not be parked in time");
+		return;
+	}
 	eng_vm_terminate(v->m, v->r, "max-duration",
 			 "its maximumDurationInSeconds is over");
 }
@@ -269,6 +292,7 @@ void vm_ended(struct eng_vm *v, const char *code, const char *reason)
 		ids[n++] = v->cap_id;
 	r->has_own = false;
 	v->op = OP_NONE;
+	vm_pool_leave(v);
 	vm_talk_stop(v);
 	vm_log_detach(v);
 	eng_timer_stop(v->deadline);
@@ -411,7 +435,8 @@ int eng_vm_find(struct eng_vms *m, const char *text, struct reg_vm **out,
 
 static bool holds_memory(const struct reg_vm *r)
 {
-	return r->live && (r->live->cell || r->state == VM_PENDING);
+	return r->live && !r->live->given_up &&
+	       (r->live->cell || r->state == VM_PENDING);
 }
 
 void eng_vms_totals(struct eng_vms *m, struct vm_totals *out)
@@ -434,14 +459,17 @@ void eng_vms_totals(struct eng_vms *m, struct vm_totals *out)
 	}
 }
 
-int eng_vms_fits(struct eng_vms *m, uint32_t mem_mib, struct err *e)
+int vm_fits(struct eng_vms *m, uint32_t mem_mib, bool yield, struct err *e)
 {
 	struct vm_totals t;
+	uint64_t want;
 
 	if (!m->env.memory_budget)
 		return 0;
 	eng_vms_totals(m, &t);
-	if (t.memory_committed + ((uint64_t)mem_mib << 20) <= t.memory_budget)
+	want = t.memory_committed + ((uint64_t)mem_mib << 20);
+	if (want <= t.memory_budget ||
+	    (yield && vm_pool_yield(m, want - t.memory_budget)))
 		return 0;
 	return err_set(e, -EDQUOT,
 		       "%u MiB do not fit the memory budget of this host: "
@@ -449,6 +477,11 @@ int eng_vms_fits(struct eng_vms *m, uint32_t mem_mib, struct err *e)
 		       "microVMs, or raise --memory-budget",
 		       mem_mib, (unsigned long long)(t.memory_committed >> 20),
 		       (unsigned long long)(t.memory_budget >> 20));
+}
+
+int eng_vms_fits(struct eng_vms *m, uint32_t mem_mib, struct err *e)
+{
+	return vm_fits(m, mem_mib, true, e);
 }
 
 void eng_vms_reserve(struct eng_vms *m, int64_t mem_mib, int vcpus)
@@ -468,6 +501,7 @@ int eng_vms_create(struct eng_vms **out, const struct eng_vms_env *env,
 	if (!m)
 		return err_set(e, -ENOMEM, "make the microVM table");
 	m->env = *env;
+	m->pool_tail = &m->pool;
 	if (!sysinfo(&si))
 		m->memory_total = (uint64_t)si.totalram * si.mem_unit;
 	m->vcpus_total = (unsigned)MAX(1l, sysconf(_SC_NPROCESSORS_ONLN));
@@ -490,6 +524,7 @@ void eng_vms_stop(struct eng_vms *m)
 		else if (r->live && r->live->cell)
 			eng_cell_kill(r->live->cell); // stays SUSPENDED
 	}
+	vm_pool_fini(m);
 }
 
 bool eng_vms_busy(const struct eng_vms *m)
@@ -518,6 +553,7 @@ void eng_vms_destroy(struct eng_vms *m)
 		vms[i]->live = NULL;
 	}
 	eng_timer_destroy(m->gc_timer);
+	eng_timer_destroy(m->pool_timer);
 	vm_store_fini(m);
 	free(m);
 }

@@ -42,6 +42,7 @@ struct vm_run {
 	json_t *labels;	  // borrowed; or NULL
 	json_t *extra;	  // borrowed; or NULL
 	bool cold;	  // boot it instead of thawing
+	bool parked;	  // for the image's pool: no name, no token, no payload
 	const void *payload;
 	size_t payload_len; // mailbox of a guest without an agent
 	uint32_t max_duration_s;
@@ -49,7 +50,9 @@ struct vm_run {
 	uint8_t params[16];
 	uint64_t t0;
 };
-// Makes a microVM, PENDING. Nothing was made when it fails.
+// Makes a microVM, PENDING; or claims a parked one of this version, which runs
+// (or, with an agent, is PENDING). Nothing was made when it fails. -EBUSY also:
+// the pool has no room for a parked one.
 int eng_vm_run(struct eng_vms *m, const struct vm_run *rq, struct reg_vm **out,
 	       struct err *e);
 int eng_vm_suspend(struct eng_vms *m, struct reg_vm *vm, struct err *e);
@@ -76,6 +79,8 @@ void eng_vm_wait(struct eng_vms *m, struct reg_vm *vm, unsigned mask,
 // Why its last suspend or resume failed; "" when it did not.
 const char *eng_vm_op_error(const struct reg_vm *vm);
 
+// Adds to a copy of its timings what has become known since.
+void eng_vm_late_timings(const struct reg_vm *vm, json_t *timings);
 // Its cell, while RUNNING; NULL otherwise.
 struct eng_cell *eng_vm_cell(const struct reg_vm *vm);
 // Its log; NULL and why when it cannot be had. `owned`: the microVM has ended,
@@ -95,10 +100,34 @@ struct vm_totals {
 	unsigned by_state[VM_NUM_STATES];
 };
 void eng_vms_totals(struct eng_vms *m, struct vm_totals *out);
-// -EDQUOT when `mem_mib` more does not fit the budget.
+// -EDQUOT when `mem_mib` more does not fit the budget, parked microVMs given up.
 int eng_vms_fits(struct eng_vms *m, uint32_t mem_mib, struct err *e);
 // Memory of VMs that are no microVMs yet (image builds).
 void eng_vms_reserve(struct eng_vms *m, int64_t mem_mib, int vcpus);
+
+// --- pools (vm_pool.c) -------------------------------------------------------
+
+// Sets how many microVMs of an image shall wait parked (and makes the pool);
+// those beyond are given up. *seq: the transaction.
+int eng_pool_set(struct eng_vms *m, const char *image, unsigned size,
+		 struct reg_pool **out, uint64_t *seq, struct err *e);
+// Removes the pool and gives its microVMs up.
+int eng_pool_delete(struct eng_vms *m, struct reg_pool *p, uint64_t *seq,
+		    struct err *e);
+struct pool_counts {
+	unsigned parked;   // of the version that would run: to be claimed
+	unsigned starting; // on their way there
+	const char *version; // "" when none would run
+};
+void eng_pool_count(struct eng_vms *m, const char *image,
+		    struct pool_counts *out);
+// Gives up what the image's pool has too many of, or of a version that a plain
+// run would not take.
+void eng_pool_trim(struct eng_vms *m, const char *image);
+// Gives up all unclaimed ones of an image (or version). One that still ends, to
+// be waited for, or NULL.
+struct reg_vm *eng_pool_clear(struct eng_vms *m, const char *image,
+			      const char *version);
 
 // Removes snapshots once transaction `seq` is durable, then collects garbage.
 void eng_snaps_drop(struct eng_vms *m, uint64_t seq, const struct pgc_id *ids,

@@ -41,6 +41,8 @@ struct eng_vm {
 	struct reg_vm *r;
 	struct eng_cell *cell; // NULL: none
 	enum vm_op op;
+	struct eng_vm *pool_next, **pool_link; // while unclaimed (r->parked)
+	bool given_up; // it ends: counts as gone
 	bool captured; // OP_SUSPEND: cap_id is published
 	bool has_cap;
 	struct pgc_id cap_id;
@@ -71,6 +73,9 @@ struct eng_vms {
 	bool gc_running, gc_again;
 	struct gc_job *gc;	  // the one that runs
 	struct snaps_drop *drops; // under way
+	struct eng_vm *pool, **pool_tail; // unclaimed ones, oldest first
+	bool pools_dirty;		  // counts to be written
+	struct eng_timer *pool_timer;
 };
 
 // --- vm.c ------------------------------------------------------------------
@@ -84,18 +89,48 @@ uint64_t vm_set_state(struct eng_vm *v, enum vm_state to, const char *code,
     __attribute__((format(printf, 4, 5)));
 // Like it, with a token in the same transaction.
 uint64_t vm_born(struct eng_vm *v, const char *token, const uint8_t params[16]);
+// A transition with a token in the same transaction: a claim.
+void vm_set_claimed(struct eng_vm *v, enum vm_state to,
+		    const struct vm_run *rq);
 // A suspend or resume ended; `why` NULL when it went well. Tells op_end
 // waiters.
 void vm_op_ended(struct eng_vm *v, const char *why);
 // The last transition: TERMINATED; the live part goes on a later turn.
 void vm_ended(struct eng_vm *v, const char *code, const char *reason);
 void vm_arm_deadline(struct eng_vm *v);
+// `yield`: at the cost of parked ones.
+int vm_fits(struct eng_vms *m, uint32_t mem_mib, bool yield, struct err *e);
 
 // --- vm_ops.c --------------------------------------------------------------
 
 void vm_cell_gone(void *ctx, enum eng_end why, const char *detail);
 
-// --- vm_store.c -------------------------------------------------------------
+int vm_may_start(struct eng_vms *m, struct err *e);
+int vm_name_free(struct eng_vms *m, const char *name, struct err *e);
+// Wants the agent's answer before it runs.
+void vm_handshake(struct eng_vm *v);
+void vm_now_running(struct eng_vm *v);
+void vm_note_now(struct eng_vm *v, const char *key); // a timing of its op
+void vm_note_t0(struct eng_vm *v);
+void vm_fail_start(struct eng_vm *v, const char *why);
+
+// --- vm_pool.c ---------------------------------------------------------------
+
+// False: there is none to claim.
+bool vm_pool_claim(struct eng_vms *m, const struct vm_run *rq,
+		   struct reg_vm **out);
+int vm_pool_room(struct eng_vms *m, const struct vm_run *rq, struct err *e);
+void vm_pool_join(struct eng_vm *v);  // a parked run began
+void vm_pool_leave(struct eng_vm *v); // claimed or ended; NOP when not in
+void vm_pool_park(struct eng_vm *v);  // it started: stop it
+void vm_pool_parked(void *vm, int rc, const char *why); // the cell's answer
+void vm_pool_ended(struct eng_vm *v); // one that was PARKED will not be claimed
+// Gives the oldest ones up until `bytes` are free; false: they have not so much,
+// and none was.
+bool vm_pool_yield(struct eng_vms *m, uint64_t bytes);
+void vm_pool_fini(struct eng_vms *m); // writes the counts
+
+// --- vm_store.c --------------------------------------------------------------
 
 // At the end: what the workers left undone is for the next thawd to find.
 void vm_store_fini(struct eng_vms *m);
@@ -108,6 +143,7 @@ void vm_talk_start(struct eng_vm *v, uint64_t timeout_ms,
 void vm_talk_stop(struct eng_vm *v);
 // Openings for it.
 void vm_encode_thaw(struct eng_vm *v, struct wire_writer *w);
+void vm_encode_renew(struct eng_vm *v, struct wire_writer *w);
 void vm_encode_freeze(struct eng_vm *v, struct wire_writer *w);
 void vm_encode_unfreeze(struct eng_vm *v, struct wire_writer *w);
 void vm_encode_start(struct eng_vm *v, struct wire_writer *w);

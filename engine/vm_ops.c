@@ -1,6 +1,8 @@
 // The operations on a microVM, each a chain of callbacks (states: vm.c).
 //
 //   run      cell_thaw -> started -> [agent: THAW] -> RUNNING
+//   park     cell_thaw -> started -> [agent: RENEW] -> cell_park -> PARKED
+//   claim    cell_unpark -> [PENDING -> agent: THAW] -> RUNNING
 //            cell_boot -> vsock_up -> agent: START -> RUNNING        (cold)
 //   suspend  SUSPENDING -> [agent: FREEZE] -> capture -> cell gone -> SUSPENDED
 //            failed: [agent: UNFREEZE] -> RUNNING
@@ -19,6 +21,7 @@
 #define HANDSHAKE_MS 60000
 #define BOOT_MS 300000 // emulated machines take 20 s and more
 #define FREEZE_MS 60000
+#define PARK_MS 120000 // more than the handshake and the stop
 
 // --- timings ----------------------------------------------------------------
 
@@ -31,7 +34,9 @@ static void note(json_t *t, const char *key, uint64_t ns, uint64_t t0)
 
 static json_t *timings_of(struct eng_vm *v)
 {
-	const char *op = v->op == OP_RESUME ? "resume" : "run";
+	const char *op = v->op == OP_RESUME ? "resume"
+			 : v->r->pooled	    ? "claim"
+					    : "run";
 	json_t *t = json_object_get(v->r->timings, op);
 
 	if (!t) {
@@ -41,29 +46,54 @@ static json_t *timings_of(struct eng_vm *v)
 	return t;
 }
 
-static void note_now(struct eng_vm *v, const char *key)
+void vm_note_now(struct eng_vm *v, const char *key)
 {
 	note(timings_of(v), key, util_now_ns(), v->t0);
 }
 
+void vm_note_t0(struct eng_vm *v)
+{
+	json_object_set_new(timings_of(v), "t0Ns",
+			    json_integer((json_int_t)v->t0));
+}
+
+// A guest that had not left when it was reported as started has by now.
+void eng_vm_late_timings(const struct reg_vm *r, json_t *timings)
+{
+	json_t *last = json_object_get(timings, "resume");
+	struct eng_cell_times t;
+
+	if (!r->live || !r->live->cell)
+		return;
+	if (!last)
+		last = json_object_get(timings, "run");
+	eng_cell_get_times(r->live->cell, &t);
+	if (last && !json_object_get(last, "firstExit"))
+		note(last, "firstExit", t.first_exit, t.t0);
+}
+
 // --- starting ---------------------------------------------------------------
 
-static void fail_start(struct eng_vm *v, const char *why)
+void vm_fail_start(struct eng_vm *v, const char *why)
 {
 	// The reason is kept for vm_cell_gone(), which follows the kill.
 	snprintf(v->end_reason, sizeof(v->end_reason), "%s", why);
 	eng_cell_kill(v->cell);
 }
 
-static void now_running(struct eng_vm *v)
+void vm_now_running(struct eng_vm *v)
 {
 	bool resumed = v->op == OP_RESUME;
 
-	note_now(v, "running");
+	vm_note_now(v, "running");
 	if (resumed)
 		v->r->resumes++;
 	v->op = OP_NONE;
-	vm_set_state(v, VM_RUNNING, resumed ? "resumed" : "started", "%s", "");
+	vm_set_state(v, VM_RUNNING,
+		     resumed	      ? "resumed"
+		     : v->r->pooled   ? "claimed"
+				      : "started",
+		     "%s", "");
 	if (resumed)
 		vm_op_ended(v, NULL);
 	else
@@ -77,13 +107,28 @@ static void handshake_done(struct eng_vm *v, int rc, const char *why)
 	char text[256];
 
 	if (!rc) {
-		note_now(v, "agent");
-		now_running(v);
+		vm_note_now(v, "agent");
+		vm_now_running(v);
 		return;
 	}
 	snprintf(text, sizeof(text), "the guest's agent did not answer: %s",
 		 why ? why : err_name(rc));
-	fail_start(v, text);
+	vm_fail_start(v, text);
+}
+
+void vm_handshake(struct eng_vm *v)
+{
+	vm_talk_start(v, HANDSHAKE_MS, vm_encode_thaw, handshake_done);
+}
+
+static void renewed(struct eng_vm *v, int rc, const char *why)
+{
+	if (!rc) {
+		vm_note_now(v, "agent");
+		vm_pool_park(v);
+	} else {
+		handshake_done(v, rc, why);
+	}
 }
 
 static void boot_mailbox(struct eng_vm *v)
@@ -105,23 +150,27 @@ static void cell_started(void *ctx, const struct eng_cell_times *t)
 	if (v->op != OP_START && v->op != OP_RESUME)
 		return;
 	out = timings_of(v);
-	json_object_set_new(out, "t0Ns", json_integer((json_int_t)v->t0));
+	vm_note_t0(v);
 	note(out, "handed", t->handed, v->t0);
 	note(out, "mapped", t->mapped, v->t0);
 	note(out, "loaded", t->loaded, v->t0);
 	note(out, "firstExit", t->first_exit, v->t0);
-	note_now(v, "started");
+	vm_note_now(v, "started");
 	if (v->r->cold && v->op == OP_START) {
 		if (!v->r->agent) { // with one: when vsock is up
 			boot_mailbox(v);
-			now_running(v);
+			vm_now_running(v);
 		}
 		return;
 	}
-	if (v->r->agent)
-		vm_talk_start(v, HANDSHAKE_MS, vm_encode_thaw, handshake_done);
+	if (v->r->parked && v->r->agent)
+		vm_talk_start(v, HANDSHAKE_MS, vm_encode_renew, renewed);
+	else if (v->r->parked)
+		vm_pool_park(v);
+	else if (v->r->agent)
+		vm_handshake(v);
 	else
-		now_running(v);
+		vm_now_running(v);
 }
 
 static void cell_vsock_up(void *ctx)
@@ -129,7 +178,7 @@ static void cell_vsock_up(void *ctx)
 	struct eng_vm *v = ctx;
 
 	if (v->op == OP_START && v->r->cold && v->r->agent) {
-		note_now(v, "vsockUp");
+		vm_note_now(v, "vsockUp");
 		vm_talk_start(v, BOOT_MS, vm_encode_start, handshake_done);
 	}
 }
@@ -143,6 +192,7 @@ static const struct eng_cell_events cell_events = {
     .started = cell_started,
     .vsock_up = cell_vsock_up,
     .console = cell_console,
+    .parked = vm_pool_parked,
     .gone = vm_cell_gone,
 };
 
@@ -199,6 +249,7 @@ static struct reg_vm *make_record(struct eng_vms *m, const struct vm_run *rq)
 	r->vcpus = rq->version->vcpus;
 	r->agent = rq->version->agent;
 	r->cold = rq->cold;
+	r->parked = rq->parked;
 	r->max_duration_s = rq->max_duration_s;
 	r->labels = rq->labels ? json_deep_copy(rq->labels) : json_object();
 	r->extra = rq->extra ? json_deep_copy(rq->extra) : json_object();
@@ -206,7 +257,7 @@ static struct reg_vm *make_record(struct eng_vms *m, const struct vm_run *rq)
 	return r;
 }
 
-static int name_free(struct eng_vms *m, const char *name, struct err *e)
+int vm_name_free(struct eng_vms *m, const char *name, struct err *e)
 {
 	size_t n;
 	struct reg_vm *const *vms = eng_reg_vms(m->env.reg, &n);
@@ -222,7 +273,7 @@ static int name_free(struct eng_vms *m, const char *name, struct err *e)
 	return 0;
 }
 
-static int may_start(struct eng_vms *m, struct err *e)
+int vm_may_start(struct eng_vms *m, struct err *e)
 {
 	if (m->stopping)
 		return err_set(e, -ESHUTDOWN, "thawd is stopping");
@@ -234,6 +285,7 @@ static void unmake(struct eng_vm *v)
 {
 	struct reg_txn *t = eng_reg_begin(v->m->env.reg);
 
+	vm_pool_leave(v);
 	eng_timer_destroy(v->deadline);
 	v->r->live = NULL;
 	eng_reg_del_vm(t, v->r);
@@ -245,16 +297,23 @@ int eng_vm_run(struct eng_vms *m, const struct vm_run *rq, struct reg_vm **out,
 	       struct err *e)
 {
 	struct eng_vm *v;
-	int rc = may_start(m, e);
+	int rc = vm_may_start(m, e);
 
 	if (!rc)
-		rc = name_free(m, rq->name, e);
-	if (!rc)
-		rc = eng_vms_fits(m, rq->version->mem_mib, e);
+		rc = vm_name_free(m, rq->name, e);
+	if (!rc && rq->parked)
+		rc = vm_pool_room(m, rq, e);
+	if (rc)
+		return rc;
+	if (!rq->parked && !rq->cold && vm_pool_claim(m, rq, out))
+		return 0;
+	rc = vm_fits(m, rq->version->mem_mib, !rq->parked, e);
 	if (rc)
 		return rc;
 	v = vm_live_new(m, make_record(m, rq));
 	v->op = OP_START;
+	if (rq->parked)
+		vm_pool_join(v);
 	v->t0 = rq->t0;
 	// The restore goes first and the commit runs beside it.
 	rc = rq->cold ? start_cold(v, rq, e)
@@ -270,7 +329,10 @@ int eng_vm_run(struct eng_vms *m, const struct vm_run *rq, struct reg_vm **out,
 		memcpy(v->payload, rq->payload, rq->payload_len);
 		v->payload_len = rq->payload_len;
 	}
-	vm_arm_deadline(v); // from its creation; again when it runs
+	if (rq->parked)
+		eng_timer_set(v->deadline, PARK_MS);
+	else
+		vm_arm_deadline(v); // from its creation; again when it runs
 	vm_born(v, rq->token, rq->params);
 	*out = v->r;
 	return 0;
@@ -431,7 +493,7 @@ int eng_vm_resume(struct eng_vms *m, struct reg_vm *r, uint64_t t0,
 
 	if (r->state != VM_SUSPENDED || v->op != OP_NONE)
 		return wrong_state(r, "resumed", e);
-	rc = may_start(m, e);
+	rc = vm_may_start(m, e);
 	if (!rc && eng_vms_fits(m, r->mem_mib, e)) {
 		e->code = -EAGAIN; // the same sentence, another kind of "no"
 		rc = -EAGAIN;

@@ -138,6 +138,16 @@ void vm_encode_thaw(struct eng_vm *v, struct wire_writer *w)
 	eng_agent_put_thaw(w, id, host_name(v->r, buf));
 }
 
+// Ahead of a claim, whose THAW renews all of it once more.
+void vm_encode_renew(struct eng_vm *v, struct wire_writer *w)
+{
+	uint8_t id[16] = {0};
+	char buf[32];
+
+	machine_id(v->r, id);
+	eng_agent_put_renew(w, id, host_name(v->r, buf));
+}
+
 void vm_encode_freeze(struct eng_vm *v, struct wire_writer *w)
 {
 	(void)v;

@@ -134,6 +134,7 @@ static void dispatch(struct conn *c)
 	case AGENT_FREEZE:
 		return ag_open_freeze(c);
 	case AGENT_THAW:
+	case AGENT_RENEW:
 		return ag_open_thaw(c);
 	case AGENT_UNFREEZE:
 		return ag_open_unfreeze(c);

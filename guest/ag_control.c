@@ -122,8 +122,8 @@ static int set_clock(struct agent *a, uint64_t wall_ns, char *err, size_t size)
 	return rc;
 }
 
-static int renew(struct agent *a, const struct ag_thaw *t, char *err,
-		 size_t size)
+static int renew(struct agent *a, const struct ag_thaw *t, bool go_on,
+		 char *err, size_t size)
 {
 	int rc = ag_entropy(t->entropy, err, size);
 
@@ -140,7 +140,7 @@ static int renew(struct agent *a, const struct ag_thaw *t, char *err,
 		return rc;
 	}
 	rc = ag_boot_id_renew(a);
-	if (rc == 0)
+	if (rc == 0 && go_on)
 		rc = unfreeze(a);
 	if (rc < 0)
 		snprintf(err, size, "boot id or unfreezing: %s", strerror(-rc));
@@ -158,7 +158,7 @@ void ag_open_thaw(struct conn *c)
 		ag_conn_error(c, rc, "thaw: %s", why);
 		return;
 	}
-	rc = renew(c->a, &t, err, sizeof(err));
+	rc = renew(c->a, &t, c->in.type == AGENT_THAW, err, sizeof(err));
 	explicit_bzero(&t, sizeof(t));
 	explicit_bzero(c->in.payload, c->in.len);
 	if (rc < 0)

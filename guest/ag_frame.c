@@ -23,6 +23,7 @@ static bool length_fits(unsigned type, uint32_t len)
 	case AGENT_SIGNAL:
 		return len == 4;
 	case AGENT_THAW:
+	case AGENT_RENEW:
 		return len >= AG_THAW_MIN &&
 		       len <= AG_THAW_MIN + AG_HOSTNAME_MAX;
 	case AGENT_START:

@@ -229,14 +229,10 @@ static void stash(struct device_thread *d, int type, uint32_t port, int fd,
 	d->nstash++;
 }
 
-static void do_unpause(struct device_thread *d)
+static void do_stashed(struct device_thread *d)
 {
-	struct err e = ERR_INIT;
-	int rc = vmm_unpause(d->cell->vm, &e);
 	struct stashed *s;
 
-	d->paused = false;
-	report_rc(CP_UNPAUSED, rc, e.msg);
 	while ((s = d->stash)) {
 		d->stash = s->next;
 		do_order(d, s->type, s->port, s->fd, s->bytes, s->len);
@@ -246,6 +242,45 @@ static void do_unpause(struct device_thread *d)
 	d->nstash = 0;
 }
 
+static void do_unpause(struct device_thread *d)
+{
+	struct err e = ERR_INIT;
+	int rc = vmm_unpause(d->cell->vm, &e);
+
+	d->paused = false;
+	report_rc(CP_UNPAUSED, rc, e.msg);
+	do_stashed(d);
+}
+
+static void do_park(struct device_thread *d, uint32_t timeout_ms)
+{
+	struct err e = ERR_INIT;
+	int rc;
+
+	blk_eager(d->cell->disk, true);
+	rc = vmm_pause(d->cell->vm, (int)MIN(timeout_ms, 60000u), &e);
+	blk_eager(d->cell->disk, false);
+	drain_events(d);
+	d->paused = rc == 0;
+	report_rc(CP_PARKED, rc, e.msg);
+}
+
+// Somebody waits for this guest: no answer, and the mail before it goes on.
+static void do_unpark(struct device_thread *d, const void *bytes, size_t len)
+{
+	struct err e = ERR_INIT;
+	int rc = len ? vmm_mailbox_put(d->cell->vm, bytes, len) : 0;
+
+	if (rc)
+		err_set(&e, rc, "the mailbox cannot take %zu bytes", len);
+	else
+		rc = vmm_unpause(d->cell->vm, &e);
+	if (rc)
+		cell_die(&e);
+	d->paused = false;
+	do_stashed(d);
+}
+
 static int obey(struct device_thread *d, int type, struct wire_reader *r,
 		int *fds, unsigned nfds)
 {
@@ -253,9 +288,9 @@ static int obey(struct device_thread *d, int type, struct wire_reader *r,
 	size_t len = 0;
 	const void *bytes = NULL;
 
-	if (type == CP_PAUSE || type == CP_CONNECT)
+	if (type == CP_PAUSE || type == CP_CONNECT || type == CP_PARK)
 		arg = wire_get_u32(r);
-	if (type == CP_MAILBOX) {
+	if (type == CP_MAILBOX || type == CP_UNPARK) {
 		len = wire_left(r);
 		bytes = wire_borrow(r, len);
 	}
@@ -269,6 +304,10 @@ static int obey(struct device_thread *d, int type, struct wire_reader *r,
 		do_pause(d, arg);
 	else if (type == CP_UNPAUSE)
 		do_unpause(d);
+	else if (type == CP_PARK)
+		do_park(d, arg);
+	else if (type == CP_UNPARK)
+		do_unpark(d, bytes, len);
 	else if (type != CP_CONNECT && type != CP_MAILBOX)
 		return -EBADMSG;
 	else if (d->paused)
@@ -308,7 +347,7 @@ static void read_orders(struct device_thread *d)
 // happens.
 static int64_t patience_us(struct device_thread *d)
 {
-	if (!d->starting || d->first_exit_sent)
+	if (!d->starting || d->first_exit_sent || d->paused)
 		return -1;
 	d->polls++;
 	return d->polls < 50 ? 100 : d->polls < 200 ? 1000 : 100000;

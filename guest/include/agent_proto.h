@@ -27,6 +27,7 @@ enum agent_frame {
 	AGENT_PROBE,     // port u16 (0: none) -> PROBED
 	AGENT_POWEROFF,  // timeout_ms u32: TERM, wait, KILL, sync -> OK, off
 
+	AGENT_RENEW,     // as THAW, but the application stays frozen -> OK
 	// Answers and stream frames.
 	AGENT_OK = 32,
 	AGENT_ERROR,   // code u32 (errno), text

@@ -35,7 +35,7 @@ struct eng_cell {
 	void *ctx;
 	struct eng_timer *timer;
 	enum { STARTING, RUNNING, ENDING } state;
-	bool booted, has_parent, nostart, stuck, capturing;
+	bool booted, has_parent, nostart, stuck, capturing, parking, parked;
 	struct pgc_id parent;
 	unsigned slow_ms;
 	enum eng_end why;
@@ -149,6 +149,15 @@ static void cell_timer(void *ctx)
 
 	if (c->state == ENDING) {
 		cell_gone(c);
+		return;
+	}
+	if (c->state == RUNNING) { // it parks, or is told its payload
+		if (c->parking) {
+			c->parking = false;
+			c->ev.parked(c->ctx, 0, "");
+		} else if (c->payload) {
+			obey_all(c, c->payload, strlen(c->payload));
+		}
 		return;
 	}
 	if (c->nostart) {
@@ -340,6 +349,30 @@ int eng_cell_capture(struct eng_cell *cell, const struct eng_capture_req *req,
 	cell->slow_ms = 0;
 	cell->cap = k;
 	eng_job_run(cell->cells->jobs, capture_work, capture_done, k);
+	return 0;
+}
+
+// --- parking -----------------------------------------------------------------
+
+int eng_cell_park(struct eng_cell *cell, struct err *e)
+{
+	if (cell->state != RUNNING || cell->parked)
+		return err_set(e, -ENOTCONN, "the fake guest does not run");
+	cell->parked = cell->parking = true;
+	eng_timer_set(cell->timer, 1);
+	return 0;
+}
+
+int eng_cell_unpark(struct eng_cell *cell, const void *mailbox, size_t len,
+		    struct err *e)
+{
+	if (cell->state != RUNNING || !cell->parked)
+		return err_set(e, -ENOTCONN, "the fake guest is not parked");
+	cell->parked = false;
+	if (len) { // obeyed on a later turn: nothing is called from within
+		cell->payload = strndup(mailbox, len);
+		eng_timer_set(cell->timer, 1);
+	}
 	return 0;
 }
 

@@ -331,7 +331,7 @@ Test(registry, changed_rows_are_refused)
 	    {"UPDATE microvms SET sum=sum+1", "its sum", -EBADMSG},
 	    {"UPDATE microvms SET doc=NULL WHERE 0; DROP TABLE tokens",
 	     "tokens", -EIO},
-	    {"PRAGMA user_version=2", "schema version 2", -ENOTSUP},
+	    {"PRAGMA user_version=3", "schema version 3", -ENOTSUP},
 	    {"PRAGMA application_id=1", "not thaw's", -EBADMSG},
 	};
 	struct err e;
