@@ -90,7 +90,7 @@ void eng_agent_put_unfreeze(struct wire_writer *w)
 static void put_identity(struct wire_writer *w, enum agent_frame type,
 			 const uint8_t machine_id[16], const char *hostname)
 {
-	size_t at = begin(w, AGENT_THAW);
+	size_t at = begin(w, type);
 	uint8_t entropy[ENTROPY_LEN];
 
 	util_random(entropy, sizeof(entropy));
