@@ -225,7 +225,54 @@ static bool mp_is_reset(const struct vcpu *v, const void *p)
 	return v->index == 0 && mp.mp_state == KVM_MP_STATE_RUNNABLE;
 }
 
-int vcpu_load(struct vcpu *v, struct wire_reader *r, struct err *e)
+static bool xcrs_are_reset(const void *p)
+{
+	struct kvm_xcrs x;
+
+	memcpy(&x, p, sizeof(x));
+	return x.nr_xcrs == 1 && x.xcrs[0].xcr == 0 && x.xcrs[0].value == 1;
+}
+
+static bool no_events(const void *p)
+{
+	struct kvm_vcpu_events ev, none = {0};
+
+	memcpy(&ev, p, sizeof(ev));
+	none.flags = ev.flags; // which of the fields below count
+	return memcmp(&ev, &none, sizeof(ev)) == 0;
+}
+
+// What the vCPU of a shell has already.
+static bool is_reset(const struct vcpu *v, const struct items *it, enum item i)
+{
+	switch (i) {
+	case IT_DEBUG:
+		return debug_is_reset(it->p[i]);
+	case IT_MP:
+		return mp_is_reset(v, it->p[i]);
+	case IT_XCRS:
+		return xcrs_are_reset(it->p[i]);
+	case IT_EVENTS:
+		return no_events(it->p[i]);
+	default:
+		return false;
+	}
+}
+
+// A timer that counts down from now on (all modes but the TSC deadline, whose
+// MSR is late anyway): it must not fire before the guest goes on.
+static bool timer_counts(const void *lapic)
+{
+	const uint8_t *p = lapic;
+	uint32_t lvtt, initial;
+
+	memcpy(&lvtt, p + 0x320, sizeof(lvtt));
+	memcpy(&initial, p + 0x380, sizeof(initial));
+	return initial != 0 && (lvtt >> 17 & 3) != 2;
+}
+
+int vcpu_load(struct vcpu *v, struct wire_reader *r, struct vcpu_late *late,
+	      struct err *e)
 {
 	struct items it;
 	int rc = items_parse(r, &it);
@@ -234,18 +281,25 @@ int vcpu_load(struct vcpu *v, struct wire_reader *r, struct err *e)
 		return err_set(e, rc, "vCPU %u: its items are malformed",
 			       v->index);
 	for (enum item i = IT_MP; rc == 0 && i < IT_END; i++) {
-		if (i == IT_XSAVE)
+		if (i == IT_XSAVE) {
 			rc = load_xsave(v, &it, e);
-		else if (i == IT_MSRS)
-			rc = msr_load(v, it.p[i], it.len[i], e);
-		else if (i == IT_DEBUG && debug_is_reset(it.p[i]))
-			continue;
-		else if (i == IT_MP && mp_is_reset(v, it.p[i]))
-			continue;
-		else
+		} else if (i == IT_MSRS) {
+			rc = msr_load(v, it.p[i], it.len[i], late, e);
+		} else if (i == IT_LAPIC && late && timer_counts(it.p[i])) {
+			memcpy(&late->lapic, it.p[i], sizeof(late->lapic));
+			late->has_lapic = true;
+		} else if (!is_reset(v, &it, i)) {
 			rc = load_fixed(v, &it, i, e);
+		}
 	}
 	return rc;
+}
+
+int vcpu_load_late(struct vcpu *v, const struct vcpu_late *late, struct err *e)
+{
+	if (late->has_lapic && ioctl(v->fd, KVM_SET_LAPIC, &late->lapic) < 0)
+		return err_sys(e, "KVM_SET_LAPIC of vCPU %u", v->index);
+	return msr_load_late(v, late, e);
 }
 
 int vcpu_kvmclock_ctrl(struct vcpu *v)

@@ -220,37 +220,100 @@ static bool has_value(int vcpu_fd, const struct kvm_msr_entry *want)
 	return ioctl(vcpu_fd, KVM_GET_MSRS, &m) == 1 && m.e.data == want->data;
 }
 
-int msr_load(struct vcpu *v, const void *blob, size_t len, struct err *e)
+// Gives KVM all of `m`, which is used up.
+static int set_msrs(struct vcpu *v, struct msr_buf *m, struct err *e)
 {
-	struct msr_buf m;
-	uint32_t done = 0, total;
+	uint32_t done = 0, total = m->nmsrs;
 
-	memcpy(&m, blob, MIN(len, sizeof(m)));
-	if (m.nmsrs && m.e[0].index == MSR_TSC && tsc_load(v, m.e[0].data))
-		memmove(&m.e[0], &m.e[1], --m.nmsrs * sizeof(m.e[0]));
-	total = m.nmsrs;
-	for (uint32_t i = 0; i < total; i++)
-		if (!listed(v->vm, m.e[i].index))
-			return err_set(e, -ENODEV,
-				       "this KVM does not know MSR %#x",
-				       m.e[i].index);
 	while (done < total) {
-		int n = ioctl(v->fd, KVM_SET_MSRS, &m);
+		int n = ioctl(v->fd, KVM_SET_MSRS, m);
 
 		if (n < 0)
 			return err_sys(e, "KVM_SET_MSRS of vCPU %u", v->index);
 		done += (uint32_t)n;
 		if (done == total)
 			break;
-		if (!has_value(v->fd, &m.e[n]))
+		if (!has_value(v->fd, &m->e[n]))
 			return err_set(e, -ENODEV,
 				       "KVM refuses MSR %#x = %#llx of vCPU %u",
-				       m.e[n].index,
-				       (unsigned long long)m.e[n].data,
+				       m->e[n].index,
+				       (unsigned long long)m->e[n].data,
 				       v->index);
 		done++;
-		m.nmsrs = total - done;
-		memmove(&m.e[0], &m.e[n + 1], m.nmsrs * sizeof(m.e[0]));
+		m->nmsrs = total - done;
+		memmove(&m->e[0], &m->e[n + 1],
+			m->nmsrs * sizeof(m->e[0]));
 	}
 	return 0;
+}
+
+// What counts from the moment at which the guest goes on, and what makes KVM
+// look at guest memory.
+static bool is_late(uint32_t x)
+{
+	return x == MSR_TSC || x == MSR_TSC_ADJUST || x == MSR_TSC_DEADLINE ||
+	       x == MSR_KVM_SYSTEM_TIME || in(x, 0x4b564d00, 0x4b564dff);
+}
+
+static int split_late(struct msr_buf *m, struct vcpu_late *late, struct err *e)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < m->nmsrs; i++) {
+		if (!is_late(m->e[i].index))
+			m->e[n++] = m->e[i];
+		else if (late->nmsrs == LATE_MSRS)
+			return err_set(e, -EBADMSG, "an MSR occurs twice");
+		else
+			late->msr[late->nmsrs++] = m->e[i];
+	}
+	m->nmsrs = n;
+	return 0;
+}
+
+static bool is_kvmclock(const struct kvm_msr_entry *m)
+{
+	return (m->index == MSR_KVM_SYSTEM_TIME ||
+		m->index == MSR_KVM_SYSTEM_TIME_NEW) &&
+	       (m->data & 1);
+}
+
+int msr_load(struct vcpu *v, const void *blob, size_t len,
+	     struct vcpu_late *late, struct err *e)
+{
+	struct msr_buf m;
+	int rc;
+
+	memcpy(&m, blob, MIN(len, sizeof(m)));
+	for (uint32_t i = 0; i < m.nmsrs; i++) {
+		if (!listed(v->vm, m.e[i].index))
+			return err_set(e, -ENODEV,
+				       "this KVM does not know MSR %#x",
+				       m.e[i].index);
+		v->kvmclock = v->kvmclock || is_kvmclock(&m.e[i]);
+	}
+	if (late) {
+		rc = split_late(&m, late, e);
+		if (rc)
+			return rc;
+	} else if (m.nmsrs && m.e[0].index == MSR_TSC &&
+		   tsc_load(v, m.e[0].data)) {
+		memmove(&m.e[0], &m.e[1], --m.nmsrs * sizeof(m.e[0]));
+	}
+	return set_msrs(v, &m, e);
+}
+
+// The order is that of the state: the TSC first.
+int msr_load_late(struct vcpu *v, const struct vcpu_late *late, struct err *e)
+{
+	struct msr_buf m;
+	uint32_t from = 0;
+
+	if (late->nmsrs && late->msr[0].index == MSR_TSC &&
+	    tsc_load(v, late->msr[0].data))
+		from = 1;
+	m.nmsrs = late->nmsrs - from;
+	m.pad = 0;
+	memcpy(m.e, late->msr + from, m.nmsrs * sizeof(m.e[0]));
+	return set_msrs(v, &m, e);
 }

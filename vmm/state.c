@@ -215,7 +215,8 @@ static int load_tsc_khz(struct vmm *vm, uint32_t khz, struct err *e)
 	return 0;
 }
 
-static int load_vcpus(struct vmm *vm, const struct state_view *v, struct err *e)
+static int load_vcpus(struct vmm *vm, const struct state_view *v, bool later,
+		      struct err *e)
 {
 	int rc = 0;
 
@@ -223,8 +224,14 @@ static int load_vcpus(struct vmm *vm, const struct state_view *v, struct err *e)
 		const struct state_section *s =
 		    state_find(v, STATE_TAG_VCPU, i);
 		struct wire_reader r = wire_reader_of(s->p, s->len);
+		struct vcpu *c = &vm->vcpu[i];
 
-		rc = vcpu_load(&vm->vcpu[i], &r, e);
+		if (later) {
+			c->late = calloc(1, sizeof(*c->late));
+			if (!c->late)
+				return err_set(e, -ENOMEM, "out of memory");
+		}
+		rc = vcpu_load(c, &r, c->late, e);
 	}
 	return rc;
 }
@@ -239,7 +246,8 @@ static int load_clock(struct vmm *vm, const struct state_clock *c,
 	// Tells the guest's soft-lockup watchdog; guests without kvmclock
 	// cannot be told.
 	for (unsigned i = 0; i < vm->nvcpus; i++)
-		vcpu_kvmclock_ctrl(&vm->vcpu[i]);
+		if (vm->vcpu[i].kvmclock)
+			vcpu_kvmclock_ctrl(&vm->vcpu[i]);
 	return 0;
 }
 
@@ -307,13 +315,15 @@ static void load_genid(struct vmm *vm, const struct state_clock *c)
 	vm->genid_irq = true;
 }
 
-int vmm_state_load(struct vmm *vm, const void *state, size_t len, struct err *e)
+// Everything, or with `later` what does not depend on the moment.
+static int load(struct vmm *vm, const void *state, size_t len, bool later,
+		struct err *e)
 {
 	struct state_view v;
 	struct state_clock clock;
 	int rc;
 
-	if (vm->booted)
+	if (vm->booted || vm->prepared)
 		return err_set(e, -EBUSY, "this VM was booted or loaded");
 	rc = state_parse(state, len, &v, e);
 	if (rc == 0)
@@ -323,21 +333,53 @@ int vmm_state_load(struct vmm *vm, const void *state, size_t len, struct err *e)
 				       &clock, e);
 	if (rc)
 		return rc;
+	vm->saved_clock = clock;
 	rc = load_cpuid(vm, state_find(&v, STATE_TAG_HOST, 0), e);
 	if (rc == 0)
 		rc = load_tsc_khz(vm, clock.tsc_khz, e);
 	if (rc == 0)
-		rc = load_vcpus(vm, &v, e);
-	if (rc == 0)
+		rc = load_vcpus(vm, &v, later, e);
+	if (rc == 0 && !later)
 		rc = load_clock(vm, &clock, e);
 	if (rc == 0)
 		rc = load_devices(vm, &v, e);
-	if (rc)
-		return rc;
-	load_genid(vm, &clock);
+	vm->prepared = rc == 0;
+	return rc;
+}
+
+static int now_loaded(struct vmm *vm)
+{
+	load_genid(vm, &vm->saved_clock);
+	vm->prepared = false;
 	vm->resume_devices = true;
 	vm->booted = true;
 	return 0;
+}
+
+int vmm_state_load(struct vmm *vm, const void *state, size_t len, struct err *e)
+{
+	int rc = load(vm, state, len, false, e);
+
+	return rc ? rc : now_loaded(vm);
+}
+
+int vmm_state_prepare(struct vmm *vm, const void *state, size_t len,
+		      struct err *e)
+{
+	return load(vm, state, len, true, e);
+}
+
+int vmm_state_finish(struct vmm *vm, struct err *e)
+{
+	int rc = 0;
+
+	if (!vm->prepared)
+		return err_set(e, -EINVAL, "this VM was not prepared");
+	for (unsigned i = 0; rc == 0 && i < vm->nvcpus; i++)
+		rc = vcpu_load_late(&vm->vcpu[i], vm->vcpu[i].late, e);
+	if (rc == 0)
+		rc = load_clock(vm, &vm->saved_clock, e);
+	return rc ? rc : now_loaded(vm);
 }
 
 int vmm_state_host_check(int kvm_fd, const void *state, size_t len,

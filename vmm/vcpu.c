@@ -280,6 +280,27 @@ static int run_loop(struct vcpu *v)
 	}
 }
 
+int vmm_warm(struct vmm *vm, struct err *e)
+{
+	struct vcpu *v = &vm->vcpu[0];
+	int rc = 0;
+
+	pthread_mutex_lock(&vm->lock);
+	if (v->entered || vm->gate != GATE_CLOSED)
+		rc = err_set(e, -EBUSY, "the VM was started already");
+	pthread_mutex_unlock(&vm->lock);
+	if (rc)
+		return rc;
+	__atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+	if (kvm_run(v) == 0 || (errno != EINTR && errno != EAGAIN))
+		rc = err_set(e, -EIO, "KVM_RUN does not return at once");
+	pthread_mutex_lock(&vm->lock);
+	if (vm->gate == GATE_CLOSED) // else somebody's kick keeps it set
+		__atomic_store_n(&v->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+	pthread_mutex_unlock(&vm->lock);
+	return rc;
+}
+
 int vmm_vcpu_run(struct vmm *vm, unsigned index)
 {
 	struct vcpu *v;

@@ -298,6 +298,7 @@ void vmm_destroy(struct vmm *vm)
 		if (vm->vcpu[i].run)
 			munmap(vm->vcpu[i].run, vm->run_size);
 		fd_close(&vm->vcpu[i].fd);
+		free(vm->vcpu[i].late);
 	}
 	fd_close(&vm->fd);
 	if (vm->mem.base && !vm->mem_borrowed)
@@ -322,7 +323,7 @@ uint64_t vmm_mem_bytes(const struct vmm *vm)
 int vmm_attach_disk(struct vmm *vm, uint64_t bytes,
 		    const struct vmm_disk_ops *ops, void *ctx, struct err *e)
 {
-	if (vm->vio[VIO_BLK] || vm->booted)
+	if (vm->vio[VIO_BLK] || vm->booted || vm->prepared)
 		return err_set(e, -EBUSY, "the VM has its devices already");
 	if (bytes == 0)
 		return 0;
@@ -364,7 +365,7 @@ int vmm_boot(struct vmm *vm, const struct vmm_boot *boot, struct err *e)
 	uint64_t entry = 0;
 	int rc;
 
-	if (vm->booted)
+	if (vm->booted || vm->prepared)
 		return err_set(e, -EBUSY, "this VM was booted or loaded");
 	for (unsigned i = 0; i < VIO_NUM; i++)
 		acpi.vio[i] = vm->vio[i] != NULL;

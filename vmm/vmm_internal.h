@@ -145,6 +145,17 @@ struct vcpu {
 	bool io_pending;
 	// Set by the SIGBUS handler of that thread.
 	volatile bool bus_error;
+	bool kvmclock; // the loaded state has it on
+	struct vcpu_late *late; // between vmm_state_prepare() and _finish()
+};
+
+// What of a vCPU's state is loaded only when the guest goes on.
+enum { LATE_MSRS = 24 };
+struct vcpu_late {
+	bool has_lapic;
+	struct kvm_lapic_state lapic;
+	uint32_t nmsrs;
+	struct kvm_msr_entry msr[LATE_MSRS];
 };
 
 enum vm_gate {
@@ -186,6 +197,12 @@ struct vmm {
 	uint32_t nmsrs;
 	uint32_t msr_index[MSR_MAX]; // what a state holds, in its order
 	bool booted;		     // boot or load happened
+	bool prepared;		     // ... up to vmm_state_finish()
+	struct state_clock {
+		uint64_t clock_ns;
+		uint32_t tsc_khz;
+		uint32_t genid_used;
+	} saved_clock; // of a prepared one
 
 	pthread_mutex_t lock;
 	pthread_cond_t cond; // gate, parked, mailbox; CLOCK_MONOTONIC
@@ -269,7 +286,11 @@ int vcpu_set_boot_regs(struct vcpu *v, uint64_t entry, uint64_t rsi,
 		       struct err *e);
 int vcpu_save(struct vcpu *v, struct wire_writer *w, struct err *e);
 int vcpu_check(struct wire_reader *r, unsigned index, struct err *e);
-int vcpu_load(struct vcpu *v, struct wire_reader *r, struct err *e);
+// With `late`, what depends on the moment goes there, for vcpu_load_late();
+// else everything is loaded now.
+int vcpu_load(struct vcpu *v, struct wire_reader *r, struct vcpu_late *late,
+	      struct err *e);
+int vcpu_load_late(struct vcpu *v, const struct vcpu_late *late, struct err *e);
 int vcpu_kvmclock_ctrl(struct vcpu *v);
 // tsc.c
 void tsc_align(struct vcpu *v, uint64_t *tsc);
@@ -279,7 +300,9 @@ int msr_list_init(struct vmm *vm, int kvm_fd, struct err *e);
 int msr_boot(struct vcpu *v, struct err *e);
 int msr_save(struct vcpu *v, struct wire_writer *w, struct err *e);
 int msr_check(const void *blob, size_t len, struct err *e);
-int msr_load(struct vcpu *v, const void *blob, size_t len, struct err *e);
+int msr_load(struct vcpu *v, const void *blob, size_t len,
+	     struct vcpu_late *late, struct err *e);
+int msr_load_late(struct vcpu *v, const struct vcpu_late *late, struct err *e);
 
 // state_check.c: a parsed container; pointers go into the caller's buffer.
 enum { STATE_SECTIONS_MAX = 64 };
@@ -299,11 +322,6 @@ int state_parse(const void *state, size_t len, struct state_view *out,
 const struct state_section *state_find(const struct state_view *v, uint32_t tag,
 				       uint32_t index);
 // clock section
-struct state_clock {
-	uint64_t clock_ns;
-	uint32_t tsc_khz;
-	uint32_t genid_used;
-};
 int state_clock_parse(const struct state_section *s, struct state_clock *out,
 		      struct err *e);
 // host section: the guest's CPUID

@@ -12,7 +12,7 @@
 // Life of a VM object:
 //   vmm_create      shell: KVM VM, slots over a PROT_NONE reservation, vCPUs
 //   (caller maps guest memory over vmm_mem_base() with MAP_FIXED)
-//   vmm_boot | vmm_state_load
+//   vmm_boot | vmm_state_load | vmm_state_prepare, later vmm_state_finish
 //   vmm_start       devices live; vCPU threads may enter the guest
 //   vmm_pause <-> vmm_unpause, vmm_state_save while paused
 //   vmm_destroy
@@ -228,6 +228,20 @@ int vmm_state_host_check(int kvm_fd, const void *state, size_t len,
 // before validation ended. After an error the VM can only be destroyed.
 int vmm_state_load(struct vmm *vm, const void *state, size_t len,
 		   struct err *e);
+
+// vmm_state_load() in two halves, for a VM that waits for its request with the
+// state in place. The first loads all that does not depend on the moment at
+// which the guest goes on, and touches no guest memory. The second loads the
+// rest (TSC, clocks, timers, paravirtual MSRs, generation id) and needs no
+// state. Errors as above; neither runs any guest code.
+int vmm_state_prepare(struct vmm *vm, const void *state, size_t len,
+		      struct err *e);
+int vmm_state_finish(struct vmm *vm, struct err *e);
+
+// Before vmm_start(), on the thread that will run vCPU 0: lets KVM do what it
+// does at a VM's first KVM_RUN (it starts a thread of the kernel) without
+// running any guest code. -EBUSY: started already; -EIO.
+int vmm_warm(struct vmm *vm, struct err *e);
 
 // --- the host -----------------------------------------------------------------
 
