@@ -1,10 +1,15 @@
-// What every measurement of thaw-bench shares: samples, results, and the report.
+// What every measurement of thaw-bench shares: samples, results, the report, and
+// the ways to drive thawd and the floor programs.
 #ifndef THAW_BENCH_H
 #define THAW_BENCH_H
 
 #include <jansson.h>
+#include <stdio.h>
 
 #include "base.h"
+#include "guestmem.h"
+
+// --- samples and results (stats.c, report.c) --------------------------------------
 
 struct samples {
 	double *v;
@@ -16,52 +21,165 @@ void samples_free(struct samples *s);
 // p in 0..100, nearest rank; sorts in place. 0 when empty.
 double samples_percentile(struct samples *s, double p);
 
-// One line of the table and one member of "results". Samples are borrowed;
-// `floor` may be NULL.
+// One line of the table and one member of "results".
 struct result {
-	const char *name, *unit;
-	struct samples *samples, *floor;
+	char name[64];
+	const char *unit;
+	struct samples samples;
+	struct samples floor; // of the same unit; or empty, and then
+	double floor_p50;     // a floor put together of several; 0: none
+	double ratio;	      // 0: p50 over the floor's p50
+	json_t *extra;	      // more members; or NULL
 };
+
+enum { MAX_RESULTS = 128 };
+struct report {
+	struct result v[MAX_RESULTS];
+	size_t n;
+};
+
+// A new result, owned by the report.
+struct result *report_add(struct report *r, const char *unit, const char *fmt,
+			  ...) __attribute__((format(printf, 3, 4)));
+struct result *report_find(struct report *r, const char *name); // or NULL
+void report_free(struct report *r);
+void result_number(struct result *r, const char *member, double v);
+void result_text(struct result *r, const char *member, const char *v);
+double result_floor(struct result *r); // its p50; 0: none
+double result_ratio(struct result *r); // 0: none
 
 // What the figures were measured on: kernel, CPU, KVM flavour, HZ, ...
 json_t *host_facts(void);
-void report_table(FILE *out, const struct result *r, size_t n);
-json_t *report_json(const struct result *r, size_t n);
+void report_table(FILE *out, struct report *r);
+json_t *report_json(struct report *r);
+// The same as pages to read: DIR/report.md with DIR/*.svg and DIR/bench.json.
+int report_write(const char *dir, struct report *r, struct err *e);
 
-// --- thawd, as the harness drives it ---------------------------------------------
+// --- thawd, as the harness drives it (daemon.c) -----------------------------------
 
 struct daemon {
 	pid_t pid;
 	char dir[64]; // state, socket and log; removed by daemon_stop()
 	char socket[96];
+	char bin_dir[512];
+	char args[3][16];
+	json_int_t ready; // cells that it keeps ready: shells, or else blanks
+	bool shells;
 };
 
 // Starts a thawd of its own in a temporary directory and waits until its socket
-// answers. `extra` are more arguments, NULL-terminated.
-int daemon_start(struct daemon *d, const char *bin_dir,
-		 const char *const *extra, struct err *e);
+// answers. `shells` and `blanks` are how many it keeps ready. Daemons that run
+// at the same time have different `which` (0..9).
+int daemon_start(struct daemon *d, const char *bin_dir, unsigned which,
+		 unsigned shells, unsigned blanks, struct err *e);
+// Ends it and starts it again on the same state: nothing is in its memory then.
+int daemon_restart(struct daemon *d, struct err *e);
 void daemon_stop(struct daemon *d);
 
 // One request on a fresh connection; the answer's JSON in *out (owned by the
-// caller; NULL for an empty body). A status of 400 and more is -EIO with the
-// answer's message. If `t0` is given it gets CLOCK_MONOTONIC ns right before the
-// request's bytes are written (the connection stands by then).
+// caller; NULL for an empty body). Takes `body`. A status of 400 and more is -EIO
+// with the answer's message. If `t0` is given it gets CLOCK_MONOTONIC ns right
+// before the request's bytes are written (the connection stands by then).
 int daemon_call(const struct daemon *d, const char *method, const char *path,
 		json_t *body, json_t **out, uint64_t *t0, struct err *e);
-// Builds an image from a kernel without an agent.
-int daemon_build_kernel(const struct daemon *d, const char *name,
-			const char *elf, const char *cmdline, unsigned mem_mib,
-			struct err *e);
+// The same with a body that is text.
+int daemon_call_raw(const struct daemon *d, const char *method,
+		    const char *path, const char *body, json_t **out,
+		    uint64_t *t0, struct err *e);
+// A connection to its socket, or -errno.
+int daemon_connect(const struct daemon *d);
+// Builds an image from the ring-3 guest, which has no agent.
+int daemon_build_ring3(const struct daemon *d, const char *name,
+		       const char *cmdline, unsigned mem_mib, struct err *e);
+// Waits until all of its cells are ready again.
+int daemon_settle(const struct daemon *d, struct err *e);
+// thawd's own process: its keeper is its parent.
+pid_t daemon_main_pid(const struct daemon *d);
+
+// --- microVMs through the socket (microvm.c) ----------------------------------------
+
+struct microvm {
+	char id[80];
+	pid_t pid;
+	uint64_t t0; // right before the request was written
+	uint64_t t2; // the guest's first exit
+	uint64_t t1; // its state was loaded
+	uint64_t answered;
+};
+
+// Runs a microVM and waits until its guest has executed. `payload` goes to its
+// mailbox; or NULL.
+int microvm_run(const struct daemon *d, const char *image, const char *payload,
+		struct microvm *vm, struct err *e);
+int microvm_mail(const struct daemon *d, const struct microvm *vm,
+		 const char *line, struct err *e);
+// Waits for the first line of its log, from now on also the past, that begins with
+// `prefix`; *when: CLOCK_MONOTONIC ns at which its end arrived.
+int microvm_line(const struct daemon *d, const struct microvm *vm,
+		 const char *prefix, char *line, size_t cap, uint64_t *when,
+		 struct err *e);
+int microvm_inspect(const struct daemon *d, const struct microvm *vm,
+		    json_t **out, struct err *e);
+int microvm_end(const struct daemon *d, const struct microvm *vm,
+		struct err *e);
+
+// --- floor programs (proc.c) --------------------------------------------------------
+
+struct proc {
+	pid_t pid;
+	FILE *to, *from;
+};
+// argv[0] is a name in bin_dir.
+int proc_start(struct proc *p, const char *bin_dir, char *const argv[],
+	       struct err *e);
+// One line out, one line back (without newline). "ERR ..." is -EIO. `t0` may be
+// NULL: CLOCK_MONOTONIC ns right before the line was written.
+int proc_ask(struct proc *p, const char *line, char *answer, size_t cap,
+	     uint64_t *t0, struct err *e);
+void proc_stop(struct proc *p);
+// The floor program with the ring-3 guest.
+int floor_start(struct proc *p, const char *bin_dir, unsigned mem_mib,
+		const char *cmdline, struct err *e);
+
+// --- the host (host.c) ---------------------------------------------------------------
+
+// Kilobytes of a line of /proc/meminfo ("MemAvailable"); 0: no such line.
+uint64_t host_meminfo(const char *name);
+uint64_t host_pss_kb(pid_t pid);
+// Nanoseconds on a processor of all threads of a process, so far.
+uint64_t host_cpu_ns(pid_t pid);
+// Bytes read from the host's disks, so far.
+uint64_t host_disk_read(void);
+// Writes out and drops the page cache, dentries and inodes. -EPERM: not root.
+int host_drop_caches(struct err *e);
+double host_tsc_ghz(void); // cycles a nanosecond
 
 // --- measurements ------------------------------------------------------------------
 
 struct bench_options {
 	const char *bin_dir; // where thawd, ring3.elf and the floors are
+	const char *peers; // names, comma-separated; "" for none; NULL for all
+	const char *(*peer_binary)(const char *option);
 	unsigned runs;
-	bool verbose;
+	bool quick;
 };
-// Fills results[]; returns how many, or -errno.
-int bench_restore(const struct bench_options *o, struct result *results,
-		  size_t max, struct err *e);
+
+// The answer of the ring-3 guest to `touch`: checks the sum of `bytes` from 16M
+// under seed 1, and gives ns a page.
+int touch_parse(const char *answer, uint64_t bytes, double *ns, struct err *e);
+
+// Each adds its results; 0 or -errno.
+int bench_restore(const struct bench_options *o, struct report *r,
+		  struct err *e);
+int bench_touch(const struct bench_options *o, struct report *r, struct err *e);
+int bench_cold(const struct bench_options *o, struct report *r, struct err *e);
+int bench_suspend(const struct bench_options *o, struct report *r,
+		  struct err *e);
+int bench_clones(const struct bench_options *o, struct report *r,
+		 struct err *e);
+int bench_rate(const struct bench_options *o, struct report *r, struct err *e);
+int bench_store(const struct bench_options *o, struct report *r, struct err *e);
+int bench_pool(const struct bench_options *o, struct report *r, struct err *e);
+int bench_peers(const struct bench_options *o, struct report *r, struct err *e);
 
 #endif

@@ -1,253 +1,206 @@
-// thaw-bench-floor: what restoring the ring-3 guest costs in bare ioctls.
+// thaw-bench-floor: what restoring the ring-3 guest, and touching its memory,
+// costs in bare ioctls.
 //
-// The floor that thaw's restores are compared with: no cells, no page store, no
-// protocol. It boots the guest once, keeps its memory as a memfd (the template)
-// and its registers in variables, and then, for each byte that arrives on its
-// standard input, restores it with the fastest order of ioctls that we know
-// (docs/KVM.md): VM, one memory slot over a private mapping of the template,
-// split irqchip, vCPU, CPUID, registers, KVM_RUN until the first exit. It answers
-// with the CLOCK_MONOTONIC nanoseconds of that exit, eight bytes, little-endian,
-// after it has torn the VM down again.
+// The floor that thaw is compared with: no cells, no page store, no protocol. It
+// boots the guest once, keeps its memory as a memfd (the template) and its registers
+// in variables, and then serves lines on its standard input:
 //
-// The clock starts in the client, right before it writes the byte; so the floor
-// pays for one wake-up of a waiting thread, as every server does.
-#include <elf.h>
+//   restore         restores the guest with the fastest order of ioctls that we
+//                   know: VM, one memory slot over a private mapping of the
+//                   template, split irqchip, vCPU, CPUID, registers, KVM_RUN until
+//                   the first exit. Answers the CLOCK_MONOTONIC nanoseconds of that
+//                   exit, and tears the VM down again before the next line.
+//   touch HOW LINE  restores it, gives it LINE, answers with its answer. HOW is
+//                   what its memory is: "private", the template mapped privately;
+//                   "populated", the same with every page in the page tables
+//                   beforehand (written ones copied); "uffd", anonymous memory
+//                   that a thread fills by 4 KiB pages from the template.
+//   open            restores it and leaves it waiting for its mailbox, until
+//   wake            gives it an empty line: answers when it has taken it
+//                   (CLOCK_MONOTONIC ns), and
+//   close           ends it.
+//
+// The clock starts in the client, right before it writes; so the floor pays for
+// one wake-up of a waiting thread, as every server does.
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/kvm.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 
-#include "base.h"
+#include "floor_kvm.h"
 
-#define DOORBELL 0x7460
-enum { ZERO_PAGE = 0x7000, TABLES = 0x9000, CMDLINE = 0x20000 };
+static struct snapshot snap;
 
-struct machine {
-	int vm, vcpu;
-	struct kvm_run *run;
-	size_t run_len;
-	void *mem;
-};
-
-struct snapshot {
-	int template_fd;
-	uint64_t bytes;
-	struct kvm_regs regs;
-	struct kvm_sregs sregs;
-};
-
-static int kvm;
-static struct {
-	struct kvm_cpuid2 head;
-	struct kvm_cpuid_entry2 entries[256];
-} cpuid;
-
-static void die(const char *what)
+static void restore(void)
 {
-	log_err("%s: %m", what);
-	exit(1);
-}
-
-static void machine_open(struct machine *m, int mem_fd, uint64_t bytes,
-			 int map_flags)
-{
-	struct kvm_enable_cap cap = {.cap = KVM_CAP_SPLIT_IRQCHIP,
-				     .args = {24}};
-	struct kvm_userspace_memory_region slot = {.memory_size = bytes};
-
-	m->vm = ioctl(kvm, KVM_CREATE_VM, 0);
-	if (m->vm < 0)
-		die("KVM_CREATE_VM");
-	m->mem = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-		      map_flags | MAP_NORESERVE, mem_fd, 0);
-	if (m->mem == MAP_FAILED)
-		die("mapping guest memory");
-	slot.userspace_addr = (uint64_t)(uintptr_t)m->mem;
-	if (ioctl(m->vm, KVM_SET_USER_MEMORY_REGION, &slot) < 0)
-		die("KVM_SET_USER_MEMORY_REGION");
-	if (ioctl(m->vm, KVM_ENABLE_CAP, &cap) < 0)
-		die("KVM_CAP_SPLIT_IRQCHIP");
-	m->vcpu = ioctl(m->vm, KVM_CREATE_VCPU, 0);
-	if (m->vcpu < 0)
-		die("KVM_CREATE_VCPU");
-	m->run = mmap(NULL, m->run_len, PROT_READ | PROT_WRITE, MAP_SHARED,
-		      m->vcpu, 0);
-	if (m->run == MAP_FAILED)
-		die("mapping kvm_run");
-	if (ioctl(m->vcpu, KVM_SET_CPUID2, &cpuid) < 0)
-		die("KVM_SET_CPUID2");
-}
-
-static void machine_close(struct machine *m, uint64_t bytes)
-{
-	munmap(m->run, m->run_len);
-	close(m->vcpu);
-	close(m->vm);
-	munmap(m->mem, bytes);
-}
-
-// Runs until the guest leaves on a port; dies on anything else.
-static void machine_run(struct machine *m)
-{
-	while (ioctl(m->vcpu, KVM_RUN, 0) < 0) {
-		if (errno != EINTR && errno != EAGAIN)
-			die("KVM_RUN");
-	}
-	if (m->run->exit_reason != KVM_EXIT_IO) {
-		errno = EIO;
-		log_err("the guest left with exit reason %u",
-			m->run->exit_reason);
-		exit(1);
-	}
-}
-
-static void load_elf(uint8_t *mem, uint64_t bytes, const char *path,
-		     uint64_t *entry)
-{
-	static uint8_t image[1 << 20];
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	ssize_t n = fd < 0 ? -1 : read(fd, image, sizeof(image));
-	const Elf64_Ehdr *eh = (const void *)image;
-	const Elf64_Phdr *ph;
-
-	if (n < (ssize_t)sizeof(*eh))
-		die(path);
-	close(fd);
-	ph = (const void *)(image + eh->e_phoff);
-	for (unsigned i = 0; i < eh->e_phnum; i++) {
-		if (ph[i].p_type != PT_LOAD)
-			continue;
-		if (ph[i].p_paddr + ph[i].p_memsz > bytes ||
-		    ph[i].p_offset + ph[i].p_filesz > (uint64_t)n) {
-			log_err("%s: a segment does not fit", path);
-			exit(1);
-		}
-		memcpy(mem + ph[i].p_paddr, image + ph[i].p_offset,
-		       ph[i].p_filesz);
-	}
-	*entry = eh->e_entry;
-}
-
-// Zero page, command line and identity page tables for the 64-bit entry.
-static void prepare_boot(uint8_t *mem, uint64_t bytes, const char *cmdline)
-{
-	uint8_t *bp = mem + ZERO_PAGE;
-	uint64_t *pml4 = (void *)(mem + TABLES);
-	uint64_t *pdpt = (void *)(mem + TABLES + 4096);
-	uint64_t *pd = (void *)(mem + TABLES + 8192);
-	uint32_t at = CMDLINE, ram = 1;
-
-	memcpy(mem + CMDLINE, cmdline, strlen(cmdline) + 1);
-	memcpy(bp + 0x228, &at, 4);
-	bp[0x1e8] = 1;
-	memcpy(bp + 0x2d8, &bytes, 8);
-	memcpy(bp + 0x2e0, &ram, 4);
-	pml4[0] = (TABLES + 4096) | 3;
-	pdpt[0] = (TABLES + 8192) | 3;
-	for (uint64_t i = 0; i < 512; i++)
-		pd[i] = i << 21 | 0x83;
-}
-
-static void set_entry(struct machine *m, uint64_t entry)
-{
-	struct kvm_segment seg = {.limit = ~0u, .selector = 8, .type = 11,
-				  .present = 1, .s = 1, .l = 1, .g = 1};
-	struct kvm_regs regs = {
-	    .rip = entry, .rsi = ZERO_PAGE, .rsp = 0x8000, .rflags = 2};
-	struct kvm_sregs sregs;
-
-	if (ioctl(m->vcpu, KVM_GET_SREGS, &sregs) < 0)
-		die("KVM_GET_SREGS");
-	sregs.cs = seg;
-	seg.selector = 16;
-	seg.type = 3;
-	seg.l = 0;
-	seg.db = 1;
-	sregs.ds = sregs.es = sregs.ss = sregs.fs = sregs.gs = seg;
-	sregs.cr3 = TABLES;
-	sregs.cr4 = 0x20;
-	sregs.cr0 = 0x80000031;
-	sregs.efer = 0x500;
-	if (ioctl(m->vcpu, KVM_SET_SREGS, &sregs) < 0 ||
-	    ioctl(m->vcpu, KVM_SET_REGS, &regs) < 0)
-		die("setting the entry registers");
-}
-
-// Boots the guest to READY and keeps what a restore needs.
-static void make_snapshot(struct snapshot *s, struct machine *m,
-			  const char *elf, const char *cmdline)
-{
-	uint64_t entry;
-	uint32_t value = 0;
-
-	s->template_fd = memfd_create("floor", MFD_CLOEXEC);
-	if (s->template_fd < 0 ||
-	    ftruncate(s->template_fd, (off_t)s->bytes) < 0)
-		die("making the template");
-	machine_open(m, s->template_fd, s->bytes, MAP_SHARED);
-	load_elf(m->mem, s->bytes, elf, &entry);
-	prepare_boot(m->mem, s->bytes, cmdline);
-	set_entry(m, entry);
-	while (value != 1) { // READY; console bytes before it are dropped
-		machine_run(m);
-		if (m->run->io.port == DOORBELL)
-			memcpy(&value,
-			       (char *)m->run + m->run->io.data_offset, 4);
-	}
-	// Finish the OUT: registers are right only after re-entry.
-	m->run->immediate_exit = 1;
-	if (ioctl(m->vcpu, KVM_RUN, 0) == 0 || errno != EINTR)
-		die("completing the doorbell");
-	m->run->immediate_exit = 0;
-	if (ioctl(m->vcpu, KVM_GET_REGS, &s->regs) < 0 ||
-	    ioctl(m->vcpu, KVM_GET_SREGS, &s->sregs) < 0)
-		die("reading the registers");
-	machine_close(m, s->bytes);
-}
-
-static uint64_t restore_once(const struct snapshot *s, struct machine *m)
-{
+	struct machine m;
 	uint64_t t;
 
-	machine_open(m, s->template_fd, s->bytes, MAP_PRIVATE);
-	if (ioctl(m->vcpu, KVM_SET_SREGS, &s->sregs) < 0 ||
-	    ioctl(m->vcpu, KVM_SET_REGS, &s->regs) < 0)
-		die("setting the registers");
-	machine_run(m);
+	machine_open(&m, snap.template_fd, snap.bytes, MAP_PRIVATE);
+	machine_load(&m, &snap);
+	machine_run(&m);
 	t = util_now_ns();
-	machine_close(m, s->bytes);
-	return t;
+	printf("%llu\n", (unsigned long long)t);
+	fflush(stdout);
+	machine_close(&m);
+}
+
+// --- memory behind a userfaultfd --------------------------------------------------
+
+struct uffd {
+	int fd, stop[2];
+	pthread_t thread;
+	const uint8_t *from; // the template, mapped
+	uint8_t *to;
+};
+
+static void *uffd_serve(void *arg)
+{
+	struct uffd *u = arg;
+	struct pollfd p[2] = {{.fd = u->fd, .events = POLLIN},
+			      {.fd = u->stop[0], .events = POLLIN}};
+
+	while (poll(p, 2, -1) >= 0 && !p[1].revents) {
+		struct uffd_msg msg;
+		struct uffdio_copy c = {.len = 4096};
+
+		if (read(u->fd, &msg, sizeof(msg)) != sizeof(msg))
+			continue;
+		c.dst = msg.arg.pagefault.address & ~4095ull;
+		c.src = (uintptr_t)u->from + (c.dst - (uintptr_t)u->to);
+		if (ioctl(u->fd, UFFDIO_COPY, &c) < 0 && errno != EEXIST)
+			die("UFFDIO_COPY");
+	}
+	return NULL;
+}
+
+// /dev/userfaultfd, or the system call where there is no such device.
+static int uffd_new(void)
+{
+	int dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC), fd;
+
+	if (dev < 0)
+		return (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	fd = ioctl(dev, _IO(0xAA, 0), O_CLOEXEC | O_NONBLOCK);
+	close(dev);
+	return fd;
+}
+
+static void uffd_start(struct uffd *u, struct machine *m)
+{
+	struct uffdio_api api = {.api = UFFD_API};
+	struct uffdio_register reg = {.range = {(uintptr_t)m->mem, m->bytes},
+				      .mode = UFFDIO_REGISTER_MODE_MISSING};
+
+	u->to = m->mem;
+	if (mmap(m->mem, m->bytes, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
+		 0) == MAP_FAILED)
+		die("mapping anonymous memory");
+	u->from = mmap(NULL, m->bytes, PROT_READ, MAP_SHARED | MAP_POPULATE,
+		       snap.template_fd, 0);
+	u->fd = uffd_new();
+	if (u->from == MAP_FAILED || u->fd < 0 || pipe2(u->stop, O_CLOEXEC) ||
+	    ioctl(u->fd, UFFDIO_API, &api) < 0 ||
+	    ioctl(u->fd, UFFDIO_REGISTER, &reg) < 0)
+		die("userfaultfd");
+	if (pthread_create(&u->thread, NULL, uffd_serve, u))
+		die("a thread");
+}
+
+static void uffd_stop(struct uffd *u, struct machine *m)
+{
+	close(u->stop[1]); // its other end hangs up
+	pthread_join(u->thread, NULL);
+	close(u->stop[0]);
+	close(u->fd);
+	munmap((void *)(uintptr_t)u->from, m->bytes);
+}
+
+static void populate(struct machine *m, const char *line)
+{
+	bool write = strncmp(line, "touch write", 11) == 0;
+
+	if (madvise(m->mem, m->bytes,
+		    write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ) < 0)
+		die("populating");
+}
+
+static void touch(const char *args)
+{
+	char how[16], answer[128];
+	struct machine m;
+	struct uffd u;
+	bool uffd;
+	int at = 0;
+
+	if (sscanf(args, "%15s %n", how, &at) != 1 || !args[at]) {
+		puts("ERR touch HOW LINE");
+		return;
+	}
+	uffd = strcmp(how, "uffd") == 0;
+	machine_open(&m, snap.template_fd, snap.bytes, MAP_PRIVATE);
+	if (uffd)
+		uffd_start(&u, &m);
+	else if (strcmp(how, "populated") == 0)
+		populate(&m, args + at);
+	machine_load(&m, &snap);
+	machine_ask(&m, args + at, answer, sizeof(answer));
+	if (uffd)
+		uffd_stop(&u, &m);
+	machine_close(&m);
+	puts(answer);
+}
+
+static struct machine held;
+
+static void serve(char *line)
+{
+	if (strcmp(line, "restore") == 0) {
+		restore();
+	} else if (strncmp(line, "touch ", 6) == 0) {
+		touch(line + 6);
+	} else if (strcmp(line, "open") == 0) {
+		machine_open(&held, snap.template_fd, snap.bytes, MAP_PRIVATE);
+		machine_load(&held, &snap);
+		machine_run(&held);
+		puts("OPEN");
+	} else if (strcmp(line, "wake") == 0 && held.mem) {
+		machine_mail(&held, '\n');
+		machine_run(&held);
+		printf("%llu\n", (unsigned long long)util_now_ns());
+	} else if (strcmp(line, "close") == 0 && held.mem) {
+		machine_close(&held);
+		held.mem = NULL;
+		puts("CLOSED");
+	} else {
+		puts("ERR command");
+	}
+	fflush(stdout);
 }
 
 int main(int argc, char **argv)
 {
-	struct machine m = {0};
-	struct snapshot s;
-	char byte;
+	char line[256];
 
 	log_init("thaw-bench-floor", LOG_LVL_INFO);
-	if (argc != 4 || util_parse_size(argv[2], &s.bytes)) {
+	if (argc != 4 || util_parse_size(argv[2], &snap.bytes)) {
 		fprintf(stderr, "usage: thaw-bench-floor ELF MEMORY CMDLINE\n"
-				"Serves thaw-bench: one restore for each byte "
-				"on standard input.\n");
+				"Serves thaw-bench: lines on standard input, "
+				"one answer to each.\n");
 		return 2;
 	}
-	kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-	if (kvm < 0)
-		die("/dev/kvm");
-	m.run_len = (size_t)ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
-	cpuid.head.nent = ARRAY_SIZE(cpuid.entries);
-	if (ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &cpuid) < 0)
-		die("KVM_GET_SUPPORTED_CPUID");
-	make_snapshot(&s, &m, argv[1], argv[3]);
-	while (util_read_all(STDIN_FILENO, &byte, 1) == 0) {
-		uint64_t t = restore_once(&s, &m);
-
-		if (util_write_all(STDOUT_FILENO, &t, sizeof(t)))
-			return 1;
+	floor_kvm_init();
+	snapshot_make(&snap, argv[1], argv[3]);
+	while (fgets(line, sizeof(line), stdin)) {
+		line[strcspn(line, "\n")] = '\0';
+		serve(line);
 	}
 	return 0;
 }

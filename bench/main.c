@@ -1,4 +1,5 @@
-// thaw-bench: measures thaw and its floors in one run and reports the ratios.
+// thaw-bench: measures thaw, its floors and its peers in one run and reports the
+// ratios.
 #include <errno.h>
 #include <getopt.h>
 #include <libgen.h>
@@ -8,32 +9,41 @@
 
 #include "bench.h"
 
-enum { MAX_RESULTS = 64 };
-
 static const struct {
 	const char *name, *what;
-	int (*run)(const struct bench_options *o, struct result *results,
-		   size_t max, struct err *e);
+	int (*run)(const struct bench_options *o, struct report *r,
+		   struct err *e);
 } measurements[] = {
     {"restore", "request to first guest exit, fresh and from a shell",
      bench_restore},
+    {"touch", "a page's first touch in a guest, the template in memory",
+     bench_touch},
+    {"suspend", "how long a guest stands still while it is suspended",
+     bench_suspend},
+    {"clones", "what each of many clones takes from the host's memory",
+     bench_clones},
 };
 
 static void usage(FILE *out)
 {
 	fprintf(out,
 		"usage: thaw-bench [options] [MEASUREMENT...]\n\n"
-		"Measures thaw and its floor programs in one run, interleaved, and\n"
-		"prints each figure as a ratio to its floor. Starts a thawd of its own\n"
-		"(needs root and /dev/kvm). Without a name it runs all of:\n\n");
+		"Measures thaw, its floor programs and its peers in one run,\n"
+		"interleaved, and prints each figure as a ratio. Starts a "
+		"thawd of\n"
+		"its own (needs root and /dev/kvm). Without a name it runs all "
+		"of:\n\n");
 	for (size_t i = 0; i < ARRAY_SIZE(measurements); i++)
 		fprintf(out, "  %-10s %s\n", measurements[i].name,
 			measurements[i].what);
-	fprintf(out,
-		"\n  -n, --runs N      samples of each figure (default 200)\n"
-		"  -q, --quick       40 samples: a first look, not a result\n"
-		"  -j, --json FILE   write host and results as JSON too\n"
-		"  -h, --help        this text\n");
+	fprintf(out, "\n  -n, --runs N      samples of the quickest figures "
+		     "(default 200); slow\n"
+		     "                    ones take fewer\n"
+		     "  -q, --quick       few samples, small sizes: a first "
+		     "look, no result\n"
+		     "  -j, --json FILE   write host and results as JSON too\n"
+		     "  -r, --report DIR  write a report with plots\n"
+		     "  -h, --help        this text\n");
 }
 
 static int find_bin_dir(char *dir, size_t cap)
@@ -47,9 +57,9 @@ static int find_bin_dir(char *dir, size_t cap)
 	return 0;
 }
 
-static int write_json(const char *path, const struct result *r, size_t n)
+static int write_json(const char *path, struct report *r)
 {
-	json_t *j = report_json(r, n);
+	json_t *j = report_json(r);
 	int rc = json_dump_file(j, path, JSON_INDENT(2));
 
 	json_decref(j);
@@ -87,32 +97,38 @@ static int check_names(char **argv)
 	return 0;
 }
 
+// What was measured before something failed is worth its report.
 static int run_all(const struct bench_options *o, char **names,
-		   const char *json)
+		   const char *json, const char *dir)
 {
-	struct result results[MAX_RESULTS];
+	static struct report r;
 	struct err e = ERR_INIT;
-	size_t n = 0;
+	int failed = 0;
 
 	for (size_t i = 0; i < ARRAY_SIZE(measurements); i++) {
-		int rc;
+		size_t before = r.n;
 
 		if (!wanted(measurements[i].name, names))
 			continue;
-		fprintf(stderr, "measuring %s, %u runs\n",
-			measurements[i].name, o->runs);
-		rc = measurements[i].run(o, results + n, MAX_RESULTS - n, &e);
-		if (rc < 0) {
+		fprintf(stderr, "measuring %s\n", measurements[i].name);
+		if (measurements[i].run(o, &r, &e)) {
 			log_err("%s: %s", measurements[i].name, e.msg);
-			return 1;
+			r.n = before;
+			failed = 1;
 		}
-		n += (size_t)rc;
 	}
 	if (getenv("KVMBOX"))
 		printf("These times are emulated (kvmbox): compare ratios "
 		       "only.\n");
-	report_table(stdout, results, n);
-	return json && write_json(json, results, n) < 0 ? 1 : 0;
+	report_table(stdout, &r);
+	if (json && write_json(json, &r) < 0)
+		failed = 1;
+	if (dir && report_write(dir, &r, &e)) {
+		log_err("%s", e.msg);
+		failed = 1;
+	}
+	report_free(&r);
+	return failed;
 }
 
 int main(int argc, char **argv)
@@ -121,24 +137,29 @@ int main(int argc, char **argv)
 	    {"runs", required_argument, NULL, 'n'},
 	    {"quick", no_argument, NULL, 'q'},
 	    {"json", required_argument, NULL, 'j'},
+	    {"report", required_argument, NULL, 'r'},
 	    {"help", no_argument, NULL, 'h'},
 	    {NULL, 0, NULL, 0}};
 	static char bin_dir[PATH_MAX];
 	struct bench_options o = {.bin_dir = bin_dir, .runs = 200};
-	const char *json = NULL;
+	const char *json = NULL, *dir = NULL;
 	int c;
 
 	log_init("thaw-bench", LOG_LVL_INFO);
-	while ((c = getopt_long(argc, argv, "n:qj:h", options, NULL)) != -1) {
+	while ((c = getopt_long(argc, argv, "n:qj:r:h", options, NULL)) != -1) {
 		switch (c) {
 		case 'n':
 			o.runs = (unsigned)strtoul(optarg, NULL, 10);
 			break;
 		case 'q':
+			o.quick = true;
 			o.runs = 40;
 			break;
 		case 'j':
 			json = optarg;
+			break;
+		case 'r':
+			dir = optarg;
 			break;
 		case 'h':
 			usage(stdout);
@@ -159,5 +180,5 @@ int main(int argc, char **argv)
 		log_err("cannot find my own executable: %m");
 		return 1;
 	}
-	return run_all(&o, argv + optind, json);
+	return run_all(&o, argv + optind, json, dir);
 }

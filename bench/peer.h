@@ -30,9 +30,10 @@ struct peer_spec {
 struct peer_times {
 	uint64_t t0; // right before anything is done for this restore,
 		     // starting the peer's process included
-	uint64_t t1; // the VM is there: its API has answered, its ioctls returned
+	uint64_t
+	    t1; // the VM is there: its API has answered, its ioctls returned
 	uint64_t t2; // the first sign that the guest executes: its first exit
-		     // where that can be seen, else the first byte of its answer
+	    // where that can be seen, else the first byte of its answer
 	uint64_t t5; // the last byte of the answer to `command` was read
 };
 

@@ -1,8 +1,8 @@
-// Samples, the host's facts, and the report in both of its forms.
+// Samples and results.
+#include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/utsname.h>
-#include <time.h>
 
 #include "bench.h"
 
@@ -43,130 +43,70 @@ double samples_percentile(struct samples *s, double p)
 	return s->v[MIN(rank, s->n) - 1];
 }
 
-// First line of a file, without its newline; "" when there is none.
-static void read_line(const char *path, char *buf, size_t cap)
+struct result *report_add(struct report *r, const char *unit, const char *fmt,
+			  ...)
 {
-	FILE *f = fopen(path, "re");
+	struct result *res = &r->v[r->n];
+	va_list ap;
 
-	buf[0] = '\0';
-	if (!f)
-		return;
-	if (fgets(buf, (int)cap, f))
-		buf[strcspn(buf, "\n")] = '\0';
-	fclose(f);
+	if (r->n == MAX_RESULTS)
+		abort(); // a measurement that adds without end
+	memset(res, 0, sizeof(*res));
+	va_start(ap, fmt);
+	vsnprintf(res->name, sizeof(res->name), fmt, ap);
+	va_end(ap);
+	res->unit = unit;
+	r->n++;
+	return res;
 }
 
-static const char *kvm_flavour(void)
+struct result *report_find(struct report *r, const char *name)
 {
-	static const char *const names[] = {"kvm_pvm", "kvm_amd", "kvm_intel"};
-	char path[64];
-
-	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
-		snprintf(path, sizeof(path), "/sys/module/%s", names[i]);
-		if (access(path, F_OK) == 0)
-			return names[i];
+	for (size_t i = 0; i < r->n; i++) {
+		if (strcmp(r->v[i].name, name) == 0)
+			return &r->v[i];
 	}
-	return "unknown";
+	return NULL;
 }
 
-static void cpu_model(char *buf, size_t cap)
+void report_free(struct report *r)
 {
-	FILE *f = fopen("/proc/cpuinfo", "re");
-	char line[256];
-
-	snprintf(buf, cap, "unknown");
-	while (f && fgets(line, sizeof(line), f)) {
-		char *colon = strchr(line, ':');
-
-		if (strncmp(line, "model name", 10) != 0 || !colon)
-			continue;
-		colon[strcspn(colon, "\n")] = '\0';
-		snprintf(buf, cap, "%s", colon + 2);
-		break;
+	for (size_t i = 0; i < r->n; i++) {
+		samples_free(&r->v[i].samples);
+		samples_free(&r->v[i].floor);
+		json_decref(r->v[i].extra);
 	}
-	if (f)
-		fclose(f);
+	r->n = 0;
 }
 
-static bool under_hypervisor(void)
+static void set_member(struct result *r, const char *member, json_t *v)
 {
-	FILE *f = fopen("/proc/cpuinfo", "re");
-	char line[4096];
-	bool found = false;
-
-	while (f && !found && fgets(line, sizeof(line), f))
-		found = strstr(line, " hypervisor") != NULL;
-	if (f)
-		fclose(f);
-	return found;
+	if (!r->extra)
+		r->extra = json_object();
+	json_object_set_new(r->extra, member, v);
 }
 
-json_t *host_facts(void)
+void result_number(struct result *r, const char *member, double v)
 {
-	struct utsname un;
-	struct timespec tick;
-	char cpu[200], nx[32];
-
-	uname(&un);
-	cpu_model(cpu, sizeof(cpu));
-	read_line("/sys/module/kvm/parameters/nx_huge_pages", nx, sizeof(nx));
-	// The coarse clock ticks once a jiffy.
-	clock_getres(CLOCK_MONOTONIC_COARSE, &tick);
-	return json_pack(
-	    "{s:s, s:s, s:i, s:i, s:s, s:b, s:s, s:s, s:b}", "kernel",
-	    un.release, "cpu", cpu, "cpus", (int)sysconf(_SC_NPROCESSORS_ONLN),
-	    "hz", (int)(1000000000 / (tick.tv_nsec ? tick.tv_nsec : 1)), "kvm",
-	    kvm_flavour(), "nested", under_hypervisor(), "cgroup",
-	    access("/sys/fs/cgroup/cgroup.controllers", F_OK) == 0 ? "v2"
-								   : "v1",
-	    "nx_huge_pages", nx, "emulated", getenv("KVMBOX") != NULL);
+	// Three digits after the point: more is noise, and unreadable.
+	set_member(r, member, json_real(round(v * 1000) / 1000));
 }
 
-void report_table(FILE *out, const struct result *r, size_t n)
+void result_text(struct result *r, const char *member, const char *v)
 {
-	fprintf(out, "%-20s %6s %10s %10s %10s  %-4s %10s %7s\n", "name", "n",
-		"p50", "p99", "max", "unit", "floor p50", "ratio");
-	for (size_t i = 0; i < n; i++) {
-		double p50 = samples_percentile(r[i].samples, 50);
-		double fl = r[i].floor ? samples_percentile(r[i].floor, 50) : 0;
-
-		fprintf(out, "%-20s %6zu %10.1f %10.1f %10.1f  %-4s ",
-			r[i].name, r[i].samples->n, p50,
-			samples_percentile(r[i].samples, 99),
-			samples_percentile(r[i].samples, 100), r[i].unit);
-		if (fl > 0)
-			fprintf(out, "%10.1f %7.2f\n", fl, p50 / fl);
-		else
-			fprintf(out, "%10s %7s\n", "-", "-");
-	}
+	set_member(r, member, json_string(v));
 }
 
-static double rounded(double v)
+double result_floor(struct result *r)
 {
-	return (double)(long long)(v * 1000 + 0.5) / 1000;
+	return r->floor.n ? samples_percentile(&r->floor, 50) : r->floor_p50;
 }
 
-json_t *report_json(const struct result *r, size_t n)
+double result_ratio(struct result *r)
 {
-	json_t *list = json_array();
+	double fl = result_floor(r);
 
-	for (size_t i = 0; i < n; i++) {
-		double p50 = samples_percentile(r[i].samples, 50);
-		double fl = r[i].floor ? samples_percentile(r[i].floor, 50) : 0;
-		json_t *o = json_pack(
-		    "{s:s, s:i, s:s, s:f, s:f, s:f}", "name", r[i].name, "n",
-		    (int)r[i].samples->n, "unit", r[i].unit, "p50",
-		    rounded(p50), "p99",
-		    rounded(samples_percentile(r[i].samples, 99)), "max",
-		    rounded(samples_percentile(r[i].samples, 100)));
-
-		json_object_set_new(o, "floor_p50",
-				    fl > 0 ? json_real(rounded(fl))
-					   : json_null());
-		json_object_set_new(o, "ratio",
-				    fl > 0 ? json_real(rounded(p50 / fl))
-					   : json_null());
-		json_array_append_new(list, o);
-	}
-	return json_pack("{s:o, s:o}", "host", host_facts(), "results", list);
+	if (r->ratio > 0)
+		return r->ratio;
+	return fl > 0 ? samples_percentile(&r->samples, 50) / fl : 0;
 }

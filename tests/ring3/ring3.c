@@ -4,17 +4,29 @@
 // emulated and slow: everything here runs at CPL 3 (start.S). The kernel command line
 // holds commands, separated by ';', that run before it rings READY; then it
 // takes one command a line from the mailbox, for ever. README.md lists them.
+// Under other VMMs, with which thaw is compared, COM1 takes the doorbell's place.
 #include <stddef.h>
 #include <stdint.h>
 
 #define DOORBELL 0x7460
 enum { DOORBELL_READY = 1, DOORBELL_POWEROFF = 2 };
 
+#define COM1 0x3f8 // 16550: data; +5 is the line status
+enum { LSR_DATA = 1, LSR_EMPTY = 32 };
+
 // Linux x86 boot protocol, "zero page".
 enum {
 	BP_E820_ENTRIES = 0x1e8,
 	BP_CMDLINE_PTR = 0x228,
 	BP_E820_TABLE = 0x2d0,
+};
+
+// Xen's PVH boot ABI (xen/include/public/arch-x86/hvm/start_info.h).
+enum {
+	PVH_CMDLINE = 24,
+	PVH_MEMMAP = 40,
+	PVH_MEMMAP_ENTRIES = 48,
+	PVH_ENTRY_BYTES = 24,
 };
 
 enum { PAGE = 4096, WORDS = PAGE / 8 };
@@ -24,6 +36,7 @@ enum { PAGE = 4096, WORDS = PAGE / 8 };
 
 static uint64_t counter;
 static uint64_t low_end = ARENA; // end of RAM that starts at 0 (e820)
+static int serial;		 // talks through COM1, not the doorbell
 
 static void out32(uint16_t port, uint32_t v)
 {
@@ -43,10 +56,54 @@ static uint32_t in32(uint16_t port)
 	return v;
 }
 
+static uint8_t in8(uint16_t port)
+{
+	uint8_t v;
+
+	__asm__ volatile("inb %1, %0" : "=a"(v) : "Nd"(port));
+	return v;
+}
+
+// Cycles; what came before has been done when it is read.
+static uint64_t cycles(void)
+{
+	uint32_t lo, hi;
+
+	__asm__ volatile("lfence; rdtsc" : "=a"(lo), "=d"(hi) : : "memory");
+	return (uint64_t)hi << 32 | lo;
+}
+
+static void put_byte(uint8_t c)
+{
+	if (!serial) {
+		out8(DOORBELL + 4, c);
+		return;
+	}
+	while (!(in8(COM1 + 5) & LSR_EMPTY))
+		;
+	out8(COM1, c);
+}
+
+// The next byte of a command, or more than 255: ask again.
+static uint32_t get_byte(void)
+{
+	if (!serial)
+		return in32(DOORBELL + 4);
+	return in8(COM1 + 5) & LSR_DATA ? in8(COM1) : ~0u;
+}
+
 static void put(const char *s)
 {
 	while (*s)
-		out8(DOORBELL + 4, (uint8_t)*s++);
+		put_byte((uint8_t)*s++);
+}
+
+static void ring_ready(void)
+{
+	if (serial)
+		put("READY\n");
+	else
+		out32(DOORBELL, DOORBELL_READY);
 }
 
 static void put_u64(uint64_t v)
@@ -139,8 +196,8 @@ struct range {
 static int range_of(const char **args, struct range *r)
 {
 	r->start = num(args, ARENA) & ~(uint64_t)(PAGE - 1);
-	r->end = r->start + (num(args, low_end - r->start) &
-			     ~(uint64_t)(PAGE - 1));
+	r->end =
+	    r->start + (num(args, low_end - r->start) & ~(uint64_t)(PAGE - 1));
 	if (r->start < ARENA || r->end > low_end || r->end < r->start) {
 		put("ERR range\n");
 		return 0;
@@ -214,31 +271,59 @@ static void cmd_iszero(const char *args)
 	put(bits ? "NONZERO\n" : "ZERO\n");
 }
 
-// touch read|write seq|rand START LEN: one word a page; prints the sum. A
-// write adds one to it. Random order is a full-cycle walk over the pages.
+// The place of page `i` of `n` in a random order that visits each once: a
+// bijection of the numbers below the next power of two, walked until it falls below n.
+static uint64_t shuffled(uint64_t i, uint64_t n)
+{
+	unsigned bits = 1;
+	uint64_t mask;
+
+	while (1ull << bits < n)
+		bits++;
+	mask = (1ull << bits) - 1;
+	do {
+		for (int round = 0; round < 3; round++) {
+			i = (i * 0x9e3779b97f4a7c15ull + 0x7f4a7c15) & mask;
+			i ^= i >> ((bits + 1) / 2);
+		}
+	} while (i >= n);
+	return i;
+}
+
+// What *w was. In one instruction, so that its first fault is a write's.
+static uint64_t add_one(volatile uint64_t *w)
+{
+	uint64_t one = 1;
+
+	__asm__ volatile("xaddq %0, %1" : "+r"(one), "+m"(*w));
+	return one;
+}
+
+// touch read|write seq|rand START LEN: one word a page; prints the sum, and how
+// many cycles of the TSC it took. A write adds one to the word.
 static void cmd_touch(const char *args)
 {
 	int write = word_is(word(&args), "write");
 	int rnd = word_is(word(&args), "rand");
-	uint64_t n, sum = 0, at = 0;
+	uint64_t n, began, sum = 0;
 	struct range r;
 
 	if (!range_of(&args, &r))
 		return;
 	n = (r.end - r.start) / PAGE;
+	began = cycles();
 	for (uint64_t i = 0; i < n; i++) {
-		volatile uint64_t *w;
+		uint64_t at = rnd ? shuffled(i, n) : i;
+		volatile uint64_t *w =
+		    (volatile uint64_t *)(r.start + at * PAGE);
 
-		// 7919 is prime: with n not a multiple of it, the walk
-		// visits every page once.
-		at = rnd ? (at + 7919) % n : i;
-		w = (volatile uint64_t *)(r.start + at * PAGE);
-		sum += *w;
-		if (write)
-			*w += 1;
+		sum += write ? add_one(w) : *w;
 	}
+	began = cycles() - began;
 	put("SUM ");
 	put_hex(sum);
+	put(" CYCLES ");
+	put_u64(began);
 	put("\n");
 }
 
@@ -303,7 +388,13 @@ static void cmd_count(const char *args)
 static void cmd_ready(const char *args)
 {
 	(void)args;
-	out32(DOORBELL, DOORBELL_READY);
+	ring_ready();
+}
+
+static void cmd_serial(const char *args)
+{
+	(void)args;
+	serial = 1;
 }
 
 static void cmd_ring(const char *args)
@@ -336,12 +427,12 @@ static const struct command {
 	const char *name;
 	void (*run)(const char *args);
 } commands[] = {
-    {"fill", cmd_fill},	    {"check", cmd_check}, {"zero", cmd_zero},
-    {"iszero", cmd_iszero}, {"touch", cmd_touch}, {"poke", cmd_poke},
-    {"peek", cmd_peek},	    {"spin", cmd_spin},	  {"echo", cmd_echo},
-    {"count", cmd_count},   {"ready", cmd_ready}, {"ring", cmd_ring},
-    {"off", cmd_off},	    {"crash", cmd_crash}, {"mem", cmd_mem},
-    {"help", cmd_help},
+    {"fill", cmd_fill},	    {"check", cmd_check},   {"zero", cmd_zero},
+    {"iszero", cmd_iszero}, {"touch", cmd_touch},   {"poke", cmd_poke},
+    {"peek", cmd_peek},	    {"spin", cmd_spin},	    {"echo", cmd_echo},
+    {"count", cmd_count},   {"ready", cmd_ready},   {"ring", cmd_ring},
+    {"off", cmd_off},	    {"crash", cmd_crash},   {"mem", cmd_mem},
+    {"help", cmd_help},	    {"serial", cmd_serial},
 };
 enum { NUM_COMMANDS = sizeof(commands) / sizeof(commands[0]) };
 
@@ -390,37 +481,46 @@ static void run_cmdline(const char *p)
 	}
 }
 
-static void find_memory(const uint8_t *bp)
+static void add_memory(uint64_t addr, uint64_t size, uint32_t type)
 {
-	const uint8_t *entry = bp + BP_E820_TABLE;
-
-	// The entries are 20 bytes: address, size, type (1 is RAM).
-	for (unsigned i = 0; i < bp[BP_E820_ENTRIES]; i++, entry += 20) {
-		uint64_t addr = *(const uint64_t *)entry;
-		uint64_t end = addr + *(const uint64_t *)(entry + 8);
-
-		if (*(const uint32_t *)(entry + 16) != 1)
-			continue;
-		if (addr <= ARENA && end > low_end)
-			low_end = end & ~(uint64_t)(PAGE - 1);
-	}
+	if (type == 1 && addr <= ARENA && addr + size > low_end)
+		low_end = (addr + size) & ~(uint64_t)(PAGE - 1);
 }
 
-void ring3_main(const uint8_t *boot_params);
-void ring3_main(const uint8_t *boot_params)
+// Both kinds of table hold address, size and type (1 is RAM) at 0, 8 and 16.
+static void find_memory(const uint8_t *entry, unsigned n, unsigned bytes)
+{
+	for (; n; n--, entry += bytes)
+		add_memory(*(const uint64_t *)entry,
+			   *(const uint64_t *)(entry + 8),
+			   *(const uint32_t *)(entry + 16));
+}
+
+// `pvh`: `info` is a PVH start info; else it is Linux's zero page.
+void ring3_main(const uint8_t *info, int pvh);
+void ring3_main(const uint8_t *info, int pvh)
 {
 	unsigned n = 0;
 
-	find_memory(boot_params);
-	run_cmdline((const char *)(uint64_t) *
-		    (const uint32_t *)(boot_params + BP_CMDLINE_PTR));
-	out32(DOORBELL, DOORBELL_READY);
+	if (pvh) {
+		find_memory(
+		    (const uint8_t *)*(const uint64_t *)(info + PVH_MEMMAP),
+		    *(const uint32_t *)(info + PVH_MEMMAP_ENTRIES),
+		    PVH_ENTRY_BYTES);
+		run_cmdline(
+		    (const char *)*(const uint64_t *)(info + PVH_CMDLINE));
+	} else {
+		find_memory(info + BP_E820_TABLE, info[BP_E820_ENTRIES], 20);
+		run_cmdline((const char *)(uint64_t) *
+			    (const uint32_t *)(info + BP_CMDLINE_PTR));
+	}
+	ring_ready();
 	for (;;) {
-		uint32_t c = in32(DOORBELL + 4);
+		uint32_t c = get_byte();
 
 		if (c > 255)
 			continue;
-		if (c != '\n') {
+		if (c != '\n' && c != '\r') {
 			if (n < sizeof(line_buf) - 1)
 				line_buf[n++] = (char)c;
 			continue;
