@@ -1,15 +1,27 @@
 // Capturing a running microVM.
 //
+//   prepare (worker): what it wrote so far is counted and room made for the copy;
+//         the guest runs
 //   PAUSE -> the cell parks its vCPUs, quiets its devices, sends its state
-//   copy (worker): state checked, written pages and blocks listed; with
-//         keep_running also copied, because the guest goes on after this
+//   secure (copier): state checked, written pages and blocks listed, the pages
+//         copied out of the cell
 //   UNPAUSE, with keep_running
-//   build (worker): hash, deduplicate, compress, publish; without keep_running
-//         straight from the parked cell's memory, a few pages at a time
+//   build (worker): hash, deduplicate, compress, publish, all from the copy
 //   done; without keep_running the cell is ended now, and not before
 //
-// Whatever fails, the guest is unparked and nothing was published. What the
-// cell says (its state) is hostile; what it wrote is read by thawd itself.
+// The guest is *secured* when nothing of the snapshot is left in the cell: its
+// memory is in the copy, and so are its disk's blocks, with keep_running;
+// without, they stay in the overlay, which is thawd's own memfd. A guest that wrote
+// more than the copy has room for is secured in rounds: copy, build, copy on;
+// parked all the while. `parked_ns` runs from the order to pause until it is
+// secured, or until it may go on where it does.
+//
+// Secured is not published. The cell stands still until the snapshot is durable;
+// whatever fails before, the guest is unparked and nothing was published. What
+// the cell says (its state) is hostile; what it wrote is read by thawd itself.
+//
+// Copiers are workers for the secure step only: a parked guest never waits
+// behind somebody's hashing.
 //
 // A snapshot of a thawed microVM has its image as parent and holds the written
 // pages. Blocks of a resumed one's disk that it never loaded are referred to in
@@ -18,9 +30,8 @@
 #include <errno.h>
 #include <string.h>
 #include <stdio.h>
-#include <sys/mman.h>
-#include <sys/uio.h>
 
+#include "capcopy.h"
 #include "capture.h"
 #include "cells_priv.h"
 #include "vmm.h"
@@ -28,15 +39,18 @@
 enum {
 	PAUSE_TIMEOUT_MS = 10000,
 	ANSWER_TIMEOUT_MS = 30000,
-	READ_IOVS = 512,
-	BOUNCE_PAGES = 256, // read and put at once
+	COPIERS = 2,
+	SPARE_BYTES = 2 << 20, // of the copy, for what it writes meanwhile
 };
 
+enum capture_step { PREPARING, PAUSING, SECURING, BUILDING };
+
 struct capture {
-	struct cell_job job; // first: of both workers' steps
+	struct cell_job job; // first: of all workers' steps
 	struct eng_cell *cell;
 	struct pgc_id id;
-	bool image, keep_running, parked;
+	bool image, keep_running, parked, published;
+	enum capture_step step;
 	char *config;
 	void (*done)(void *ctx, int rc, const char *why,
 		     const struct eng_capture_stats *st);
@@ -45,10 +59,10 @@ struct capture {
 	int state_fd;
 	uint8_t *state;
 	uint32_t state_len;
-	struct pagescan mem, disk;
-	uint8_t *copy; // of all listed pages, memory first; or NULL
-	size_t copy_len;
-	uint64_t asked_ns, unparked_ns;
+	struct capcopy copy;
+	struct pgc_builder *builder;
+	struct eng_capture_stats st;
+	uint64_t asked_ns, paused_ns, secured_ns, unparked_ns;
 	int rc;
 	struct err err;
 };
@@ -66,10 +80,8 @@ static void capture_free(struct capture *cap)
 	fd_close(&cap->state_fd);
 	free(cap->state);
 	free(cap->config);
-	pagescan_free(&cap->mem);
-	pagescan_free(&cap->disk);
-	if (cap->copy)
-		munmap(cap->copy, cap->copy_len);
+	pgc_builder_abort(cap->builder);
+	capcopy_free(&cap->copy);
 	free(cap);
 }
 
@@ -97,30 +109,38 @@ static void unpark(struct capture *cap)
 			 "the cell does not take the order to go on");
 }
 
+static uint64_t parked_ns(const struct capture *cap, int rc, uint64_t now)
+{
+	uint64_t end =
+	    rc || cap->keep_running ? cap->unparked_ns : cap->secured_ns;
+
+	if (!cap->paused_ns)
+		return 0;
+	return (end ? end : now) - cap->paused_ns;
+}
+
 static void finish(struct capture *cap, int rc, const char *why)
 {
 	struct eng_cell *cell = cap->cell;
-	struct eng_capture_stats st = {
-	    .dirty_mem_pages = cap->mem.pages,
-	    .dirty_disk_pages = cap->disk.pages,
-	};
+	struct eng_capture_stats *st = &cap->st;
 	uint64_t now = util_now_ns();
 
 	if (rc)
 		unpark(cap);
-	st.total_ns = now - cap->asked_ns;
-	st.parked_ns =
-	    (cap->unparked_ns ? cap->unparked_ns : now) - cap->asked_ns;
+	st->total_ns = now - cap->asked_ns;
+	st->parked_ns = parked_ns(cap, rc, now);
+	st->dirty_mem_pages = cap->copy.list[PGC_MEM].pages;
+	st->dirty_disk_pages = cap->copy.list[PGC_DISK].pages;
 	cell->capture = NULL;
 	if (cell->ev) // else thawd is shutting down
-		cap->done(cap->ctx, rc, rc ? why : "", &st);
+		cap->done(cap->ctx, rc, rc ? why : "", st);
 	if (!rc && !cap->keep_running)
 		cell_end(cell, ENG_END_KILLED, "it was suspended");
 	capture_free(cap);
 	cell_release(cell);
 }
 
-// --- the copy step ----------------------------------------------------------
+// --- the secure step --------------------------------------------------------
 
 // The state comes in a memfd that the cell may still write: one copy of it is
 // checked and kept.
@@ -162,134 +182,102 @@ static bool has_memory(const struct cell_proc *p)
 	return n > 0 && buf[0] != '0';
 }
 
-// Reads listed pages from the parked cell into dst, several runs a call.
-static int read_runs(const struct capture *cap, const struct pagescan_run *runs,
-		     size_t n, uint8_t *dst)
+static int scan(const struct capture *cap, struct pagescan *mem, struct err *e)
 {
 	const struct cell_proc *p = cap->job.proc;
 
-	while (n) {
-		struct iovec r[READ_IOVS], l = {dst, 0};
-		size_t k = 0;
-		ssize_t got;
-
-		for (; k < n && k < READ_IOVS && l.iov_len < (64u << 20); k++) {
-			size_t len = (size_t)runs[k].npages * PGC_PAGE;
-
-			r[k].iov_base =
-			    (void *)(uintptr_t)(p->mem_base +
-						(uint64_t)runs[k].pgno *
-						    PGC_PAGE);
-			r[k].iov_len = len;
-			l.iov_len += len;
-		}
-		got = process_vm_readv(p->pid, &l, 1, r, k, 0);
-		if (got < 0)
-			return -errno;
-		if ((size_t)got != l.iov_len)
-			return -EFAULT;
-		dst += got;
-		runs += k;
-		n -= k;
-	}
-	return 0;
+	return pagescan_run(p->pagemap, p->mem_base, p->mem_bytes, scan_how,
+			    mem, e);
 }
 
-// One run can be gigabytes: process_vm_readv moves at most 2 GiB a call.
-static int read_long_run(const struct capture *cap, struct pagescan_run run,
-			 uint8_t *dst)
+static int scan_disk(const struct capture *cap, struct pagescan *disk,
+		     struct err *e)
 {
-	while (run.npages) {
-		struct pagescan_run part = {run.pgno,
-					    MIN(run.npages, 1u << 16)};
-		int rc = read_runs(cap, &part, 1, dst);
+	const struct eng_cell *cell = cap->cell;
 
-		if (rc)
-			return rc;
-		run.pgno += part.npages;
-		run.npages -= part.npages;
-		dst += (size_t)part.npages * PGC_PAGE;
-	}
-	return 0;
-}
-
-static int read_disk(const struct capture *cap, uint32_t block, uint32_t n,
-		     uint8_t *dst)
-{
-	return util_pread_all(cap->cell->overlay, dst, (size_t)n * PGC_PAGE,
-			      (off_t)block * PGC_PAGE);
-}
-
-static int copy_all(struct capture *cap)
-{
-	uint8_t *at;
-	int rc = 0;
-
-	cap->copy_len = (cap->mem.pages + cap->disk.pages) * PGC_PAGE;
-	if (!cap->copy_len)
+	if (!cell->has_disk)
 		return 0;
-	at = mmap(NULL, cap->copy_len, PROT_READ | PROT_WRITE,
-		  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (at == MAP_FAILED)
-		return err_sys(&cap->err, "no memory for the copy");
-	cap->copy = at;
-	for (size_t i = 0; i < cap->mem.n && !rc;) {
-		const struct pagescan_run *run = &cap->mem.runs[i];
-		size_t k = 0;
-		uint64_t pages = 0;
-
-		if (run->npages > 1u << 12) {
-			rc = read_long_run(cap, *run, at);
-			pages = run->npages;
-			k = 1;
-		} else {
-			for (; i + k < cap->mem.n && k < READ_IOVS &&
-			       run[k].npages <= 1u << 12;
-			     k++)
-				pages += run[k].npages;
-			rc = read_runs(cap, run, k, at);
-		}
-		i += k;
-		at += pages * PGC_PAGE;
-	}
-	if (rc)
-		return err_set(&cap->err, rc,
-			       "cannot read the guest's memory: %s",
-			       strerror(-rc));
-	for (size_t i = 0; i < cap->disk.n && !rc; i++) {
-		rc = read_disk(cap, cap->disk.runs[i].pgno,
-			       cap->disk.runs[i].npages, at);
-		at += (size_t)cap->disk.runs[i].npages * PGC_PAGE;
-	}
-	if (rc)
-		return err_set(&cap->err, rc,
-			       "cannot read the disk's written blocks: %s",
-			       strerror(-rc));
-	return 0;
+	return pagescan_file(cell->overlay, cell->base->disk_bytes, disk, e);
 }
 
-static void copy_work(struct cell_job *j)
+// The last stream that has to be in the copy before the guest is secured.
+static enum pgc_stream last_to_secure(const struct capture *cap)
+{
+	return cap->keep_running ? PGC_DISK : PGC_MEM;
+}
+
+static uint64_t bytes_to_secure(const struct capture *cap,
+				const struct pagescan *mem,
+				const struct pagescan *disk)
+{
+	uint64_t pages = mem->pages + (cap->keep_running ? disk->pages : 0);
+
+	return pages * PGC_PAGE;
+}
+
+// The guest runs: what it has written by now tells how much room it takes.
+static void prepare_work(struct cell_job *j)
 {
 	struct capture *cap = (struct capture *)j;
-	const struct cell_proc *p = j->proc;
+	struct pagescan mem = {0}, disk = {0};
+	uint64_t bytes;
+
+	// A failure shows again in the scan that counts.
+	if (scan(cap, &mem, NULL) == 0 && scan_disk(cap, &disk, NULL) == 0) {
+		bytes = bytes_to_secure(cap, &mem, &disk);
+		capcopy_prepare(&cap->copy, bytes + bytes / 8 + SPARE_BYTES,
+				true);
+	}
+	pagescan_free(&mem);
+	pagescan_free(&disk);
+}
+
+static int copy_on(struct capture *cap, enum pgc_stream last)
+{
+	struct capcopy_src src = {
+	    .pid = cap->job.proc->pid,
+	    .mem_base = cap->job.proc->mem_base,
+	    .overlay = cap->cell->overlay,
+	    .helper = cap->cell->c->copiers,
+	};
+	int rc = capcopy_fill(&cap->copy, &src, last, &cap->err);
+
+	if (!rc && !cap->secured_ns &&
+	    capcopy_is_out(&cap->copy, last_to_secure(cap)))
+		cap->secured_ns = util_now_ns();
+	return rc;
+}
+
+static int list_written(struct capture *cap)
+{
+	struct pagescan *mem = &cap->copy.list[PGC_MEM];
+	struct pagescan *disk = &cap->copy.list[PGC_DISK];
+	int rc = scan(cap, mem, &cap->err);
+
+	if (!rc && !has_memory(cap->job.proc))
+		rc = err_set(&cap->err, -ESRCH, "the cell died");
+	if (!rc)
+		rc = scan_disk(cap, disk, &cap->err);
+	if (!rc) // it may have written more than there is room for
+		capcopy_prepare(&cap->copy, bytes_to_secure(cap, mem, disk),
+				false);
+	return rc;
+}
+
+static void secure_work(struct cell_job *j)
+{
+	struct capture *cap = (struct capture *)j;
 
 	cap->rc = take_state(cap);
 	if (!cap->rc)
-		cap->rc = pagescan_run(p->pagemap, p->mem_base, p->mem_bytes,
-				       scan_how, &cap->mem, &cap->err);
-	if (!cap->rc && !has_memory(p))
-		cap->rc = err_set(&cap->err, -ESRCH, "the cell died");
-	if (!cap->rc && cap->cell->has_disk)
-		cap->rc = pagescan_file(cap->cell->overlay,
-					cap->cell->base->disk_bytes, &cap->disk,
-					&cap->err);
-	if (!cap->rc && cap->keep_running)
-		cap->rc = copy_all(cap);
+		cap->rc = list_written(cap);
+	if (!cap->rc)
+		cap->rc = copy_on(cap, last_to_secure(cap));
 }
 
 // --- the build step ---------------------------------------------------------
 
-static int begin_build(struct capture *cap, struct pgc_builder **b)
+static int begin_build(struct capture *cap)
 {
 	struct eng_cell *cell = cap->cell;
 	uint64_t npages[PGC_NUM_STREAMS] = {
@@ -298,20 +286,21 @@ static int begin_build(struct capture *cap, struct pgc_builder **b)
 	};
 	int rc = pgc_builder_begin(cell->c->store, &cap->id,
 				   cap->image ? NULL : &cell->base_id, npages,
-				   b, &cap->err);
+				   &cap->builder, &cap->err);
 
 	if (rc || !cap->image)
 		return rc;
 	if (!cell->is_boot)
-		rc = pgc_builder_ref(*b, PGC_MEM, 0, npages[PGC_MEM],
+		rc = pgc_builder_ref(cap->builder, PGC_MEM, 0, npages[PGC_MEM],
 				     cell->base->sn, &cap->err);
 	if (!rc && cell->has_disk)
-		rc = pgc_builder_ref(*b, PGC_DISK, 0, npages[PGC_DISK],
-				     cell->base->sn, &cap->err);
+		rc =
+		    pgc_builder_ref(cap->builder, PGC_DISK, 0, npages[PGC_DISK],
+				    cell->base->sn, &cap->err);
 	return rc;
 }
 
-static int refer_to_own_disk(struct capture *cap, struct pgc_builder *b)
+static int refer_to_own_disk(struct capture *cap)
 {
 	const struct eng_cell *cell = cap->cell;
 	struct pgc_run run;
@@ -323,106 +312,75 @@ static int refer_to_own_disk(struct capture *cap, struct pgc_builder *b)
 	     !rc && pgc_snap_run(cell->own->sn, PGC_DISK, at, &run);
 	     at = run.pgno + run.npages) {
 		if (run.kind != PGC_RUN_PARENT)
-			rc = pgc_builder_ref(b, PGC_DISK, run.pgno, run.npages,
-					     cell->own->sn, &cap->err);
-	}
-	return rc;
-}
-
-// Puts listed pages: from the copy, or straight from the parked cell.
-static int put_runs(struct capture *cap, struct pgc_builder *b,
-		    enum pgc_stream st, const struct pagescan *s,
-		    const uint8_t *copy, uint8_t *bounce)
-{
-	for (size_t i = 0; i < s->n; i++) {
-		struct pagescan_run run = s->runs[i];
-
-		while (run.npages) {
-			struct pagescan_run part = {
-			    run.pgno, MIN(run.npages, (uint32_t)BOUNCE_PAGES)};
-			const uint8_t *src = copy ? copy : bounce;
-			int rc = 0;
-
-			if (!copy && st == PGC_MEM)
-				rc = read_runs(cap, &part, 1, bounce);
-			else if (!copy)
-				rc = read_disk(cap, part.pgno, part.npages,
-					       bounce);
-			if (rc)
-				return err_set(&cap->err, rc,
-					       "cannot read what the guest "
-					       "wrote: %s",
-					       strerror(-rc));
-			rc = pgc_builder_put(b, st, part.pgno, src, part.npages,
+			rc = pgc_builder_ref(cap->builder, PGC_DISK, run.pgno,
+					     run.npages, cell->own->sn,
 					     &cap->err);
-			if (rc)
-				return rc;
-			run.pgno += part.npages;
-			run.npages -= part.npages;
-			if (copy)
-				copy += (size_t)part.npages * PGC_PAGE;
-		}
 	}
-	return 0;
-}
-
-static int fill_builder(struct capture *cap, struct pgc_builder *b)
-{
-	cleanup_free uint8_t *bounce = malloc(BOUNCE_PAGES * PGC_PAGE);
-	const uint8_t *disk_copy =
-	    cap->copy ? cap->copy + cap->mem.pages * PGC_PAGE : NULL;
-	int rc;
-
-	if (!bounce)
-		return err_set(&cap->err, -ENOMEM, "out of memory");
-	if ((rc = put_runs(cap, b, PGC_MEM, &cap->mem, cap->copy, bounce)) ||
-	    (rc = refer_to_own_disk(cap, b)) ||
-	    (rc = put_runs(cap, b, PGC_DISK, &cap->disk, disk_copy, bounce)) ||
-	    (rc = pgc_builder_blob(b, "state", cap->state, cap->state_len,
-				   &cap->err)))
-		return rc;
-	if (cap->config)
-		rc = pgc_builder_blob(b, "config", cap->config,
-				      strlen(cap->config), &cap->err);
 	return rc;
 }
 
+static int publish(struct capture *cap)
+{
+	int rc = pgc_builder_blob(cap->builder, "state", cap->state,
+				  cap->state_len, &cap->err);
+
+	if (!rc && cap->config)
+		rc = pgc_builder_blob(cap->builder, "config", cap->config,
+				      strlen(cap->config), &cap->err);
+	if (!rc) {
+		rc = pgc_builder_commit(ptr_steal(cap->builder), &cap->err);
+		cap->published = rc == 0;
+	}
+	return rc;
+}
+
+// A round: what was copied goes to the builder. Then either all is there and is
+// published, or the next part is copied, for another round.
 static void build_work(struct cell_job *j)
 {
 	struct capture *cap = (struct capture *)j;
-	struct pgc_builder *b = NULL;
+	int rc = 0;
 
-	cap->rc = begin_build(cap, &b);
-	if (!cap->rc)
-		cap->rc = fill_builder(cap, b);
-	if (cap->rc)
-		pgc_builder_abort(b);
-	else
-		cap->rc = pgc_builder_commit(b, &cap->err);
+	if (!cap->builder) {
+		rc = begin_build(cap);
+		if (!rc)
+			rc = refer_to_own_disk(cap);
+	}
+	if (!rc)
+		rc = capcopy_put(&cap->copy, cap->builder, &cap->err);
+	if (!rc && capcopy_is_done(&cap->copy))
+		rc = publish(cap);
+	else if (!rc)
+		rc = copy_on(cap, PGC_DISK);
+	if (rc)
+		pgc_builder_abort(ptr_steal(cap->builder));
+	cap->rc = rc;
+}
+
+static void build_done(struct cell_job *j);
+
+// After each step that follows a pause.
+static void build_on(struct capture *cap)
+{
+	if (cap->rc || cap->published) {
+		finish(cap, cap->rc, cap->err.msg);
+		return;
+	}
+	if (cap->keep_running && cap->secured_ns)
+		unpark(cap);
+	cap->step = BUILDING;
+	cap->job.pool = NULL;
+	cell_job_run(cap->cell, &cap->job, build_work, build_done);
 }
 
 static void build_done(struct cell_job *j)
 {
-	struct capture *cap = (struct capture *)j;
-
-	finish(cap, cap->rc, cap->err.msg);
+	build_on((struct capture *)j);
 }
 
-static void copy_done(struct cell_job *j)
+static void secure_done(struct cell_job *j)
 {
-	struct capture *cap = (struct capture *)j;
-
-	if (cap->rc) {
-		finish(cap, cap->rc, cap->err.msg);
-		return;
-	}
-	if (cap->keep_running)
-		unpark(cap);
-	if (!cap->job.cell->proc) { // cannot be: the job holds it
-		finish(cap, -ESRCH, "the cell died");
-		return;
-	}
-	cell_job_run(cap->cell, &cap->job, build_work, build_done);
+	build_on((struct capture *)j);
 }
 
 // --- messages and the API ---------------------------------------------------
@@ -432,20 +390,22 @@ void capture_paused(struct eng_cell *cell, int rc, const char *why,
 {
 	struct capture *cap = cell->capture;
 
-	eng_timer_stop(cap->timer);
-	if (cap->parked || cap->state_fd >= 0) {
+	if (cap->step != PAUSING) {
 		fd_close(&fd);
-		proc_violation(cell->proc, "it paused twice");
+		proc_violation(cell->proc, "it paused without being asked");
 		return;
 	}
+	eng_timer_stop(cap->timer);
 	if (rc) {
 		finish(cap, rc < 0 ? rc : -EIO, why);
 		return;
 	}
 	cap->parked = true;
+	cap->step = SECURING;
 	cap->state_fd = fd;
 	cap->state_len = state_len;
-	cell_job_run(cell, &cap->job, copy_work, copy_done);
+	cap->job.pool = cell->c->copiers;
+	cell_job_run(cell, &cap->job, secure_work, secure_done);
 }
 
 void capture_unpaused(struct eng_cell *cell, int rc, const char *why)
@@ -470,15 +430,33 @@ static void answer_late(void *ctx)
 		 "the cell did not answer an order to pause");
 }
 
-int eng_cell_capture(struct eng_cell *cell, const struct eng_capture_req *req,
-		     void (*done)(void *ctx, int rc, const char *why,
-				  const struct eng_capture_stats *st),
-		     void *ctx, struct err *e)
+static void prepare_done(struct cell_job *j)
 {
-	struct capture *cap;
+	struct capture *cap = (struct capture *)j;
+	struct eng_cell *cell = cap->cell;
 	int rc;
 
-	if (cell->ended || !cell->proc || cell->state != CELL_RUNNING)
+	if (cell->ended) {
+		finish(cap, -ESRCH, cell->detail);
+		return;
+	}
+	cap->step = PAUSING;
+	cap->paused_ns = util_now_ns();
+	rc = order(cell, CP_PAUSE, PAUSE_TIMEOUT_MS);
+	if (rc) {
+		err_set(&cap->err, rc, "the cell takes no order: %s",
+			strerror(-rc));
+		finish(cap, rc, cap->err.msg);
+		return;
+	}
+	eng_timer_set(cap->timer, ANSWER_TIMEOUT_MS);
+}
+
+static int check_request(const struct eng_cell *cell,
+			 const struct eng_capture_req *req, struct err *e)
+{
+	if (cell->ended || !cell->proc || cell->state != CELL_RUNNING ||
+	    cell->parking || cell->parked)
 		return err_set(e, -ENOTCONN, "the microVM does not run");
 	if (cell->capture)
 		return err_set(e, -EBUSY, "a capture of it is under way");
@@ -486,6 +464,22 @@ int eng_cell_capture(struct eng_cell *cell, const struct eng_capture_req *req,
 		return err_set(e, -EINVAL,
 			       "a booted microVM has no image that "
 			       "its snapshot could refer to");
+	return 0;
+}
+
+int eng_cell_capture(struct eng_cell *cell, const struct eng_capture_req *req,
+		     void (*done)(void *ctx, int rc, const char *why,
+				  const struct eng_capture_stats *st),
+		     void *ctx, struct err *e)
+{
+	struct eng_cells *c = cell->c;
+	struct capture *cap;
+	int rc = check_request(cell, req, e);
+
+	if (!rc && !c->copiers)
+		rc = eng_jobs_create(&c->copiers, c->loop, COPIERS, e);
+	if (rc)
+		return rc;
 	cap = calloc(1, sizeof(*cap));
 	if (!cap)
 		return err_set(e, -ENOMEM, "no memory for a capture");
@@ -498,21 +492,15 @@ int eng_cell_capture(struct eng_cell *cell, const struct eng_capture_req *req,
 	cap->state_fd = -1;
 	cap->asked_ns = util_now_ns();
 	cap->timer =
-	    eng_timer_create(cell->c->loop, answer_late, cap, "capture late");
+	    eng_timer_create(c->loop, answer_late, cap, "capture late");
 	if (req->config)
 		cap->config = strdup(req->config);
 	if (!cap->timer || (req->config && !cap->config)) {
 		capture_free(cap);
 		return err_set(e, -ENOMEM, "no memory for a capture");
 	}
-	rc = order(cell, CP_PAUSE, PAUSE_TIMEOUT_MS);
-	if (rc) {
-		capture_free(cap);
-		return err_set(e, rc, "the cell takes no order: %s",
-			       strerror(-rc));
-	}
-	eng_timer_set(cap->timer, ANSWER_TIMEOUT_MS);
 	cell->capture = cap;
 	cell_hold(cell);
+	cell_job_run(cell, &cap->job, prepare_work, prepare_done);
 	return 0;
 }

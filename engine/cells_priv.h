@@ -27,6 +27,7 @@ struct capture;
 struct eng_cells {
 	struct eng_loop *loop;
 	struct eng_jobs *jobs;
+	struct eng_jobs *copiers; // capture.c's; NULL before the first capture
 	struct pgc_store *store;
 	struct eng_cells_config cfg;
 	int cell_fd, null_fd; // thaw-cell's program; /dev/null
@@ -139,6 +140,7 @@ bool cell_message(struct eng_cell *cell, int type, struct wire_reader *r,
 struct cell_job {
 	struct eng_cell *cell;
 	struct cell_proc *proc;
+	struct eng_jobs *pool; // set before; NULL: the usual workers
 	void (*work)(struct cell_job *j);
 	void (*done)(struct cell_job *j); // frees what embeds it
 };
