@@ -19,10 +19,10 @@ void eng_agent_put_unfreeze(struct wire_writer *w);
 // Entropy is taken from this host's getrandom, the time from its clock, now.
 void eng_agent_put_thaw(struct wire_writer *w, const uint8_t machine_id[16],
 			const char *hostname);
-void eng_agent_put_exec(struct wire_writer *w, const struct eng_app_spec *a,
 // The same, but the application stays frozen.
 void eng_agent_put_renew(struct wire_writer *w, const uint8_t machine_id[16],
 			 const char *hostname);
+void eng_agent_put_exec(struct wire_writer *w, const struct eng_app_spec *a,
 			bool pty, uint16_t rows, uint16_t cols);
 void eng_agent_put_connect(struct wire_writer *w, uint16_t port);
 void eng_agent_put_probe(struct wire_writer *w, uint16_t port);
