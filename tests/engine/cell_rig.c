@@ -289,7 +289,8 @@ void rig_thaw(struct rig *r, struct rig_vm *vm, const struct pgc_id *base,
 	rig_thaw_req(r, vm, &req);
 }
 
-int rig_capture(struct rig_vm *vm, struct pgc_id *id, bool image, bool keep)
+void rig_capture_begin(struct rig_vm *vm, struct pgc_id *id, bool image,
+		       bool keep)
 {
 	struct eng_capture_req req = {
 	    .image = image, .keep_running = keep, .config = "{}"};
@@ -300,6 +301,11 @@ int rig_capture(struct rig_vm *vm, struct pgc_id *id, bool image, bool keep)
 	vm->captured = false;
 	cr_assert_eq(eng_cell_capture(vm->cell, &req, on_captured, vm, &e), 0,
 		     "%s", e.msg);
+}
+
+int rig_capture(struct rig_vm *vm, struct pgc_id *id, bool image, bool keep)
+{
+	rig_capture_begin(vm, id, image, keep);
 	if (vm->kill_after_us) {
 		uint64_t end = util_now_ns() + vm->kill_after_us * 1000ull;
 

@@ -58,6 +58,8 @@ void rig_launch(struct rig *r, struct rig_vm *vm,
 		const struct eng_thaw_req *req); // does not wait
 void rig_boot_req(struct rig *r, struct rig_vm *vm,
 		  const struct eng_boot_req *req); // does not wait
+void rig_capture_begin(struct rig_vm *vm, struct pgc_id *id, bool image,
+		       bool keep); // does not wait
 // Captures; keep: the guest runs on. Returns the capture's rc.
 int rig_capture(struct rig_vm *vm, struct pgc_id *id, bool image, bool keep);
 // Boots, runs the commands, captures an image, ends the guest.

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/mount.h>
 
+#include "capcopy.h"
 #include "cell_rig.h"
 
 TestSuite(capture, .timeout = 120);
@@ -46,6 +47,145 @@ Test(capture, store_full)
 	rig_close(&rig);
 	cr_assert_eq(umount(store), 0);
 	cr_assert_eq(rmdir(store), 0);
+}
+
+// All of it is out of the guest and in the store but for the last step: the guest
+// goes on, and can be suspended when that is possible again.
+Test(capture, not_published)
+{
+	char store[] = "/tmp/thaw-mounted-XXXXXX", snaps[64];
+	struct rig_opts o = {.store = store};
+	struct pgc_id img, own;
+	struct pgc_snap *sn = NULL;
+	struct err e = ERR_INIT;
+
+	if (!rig_usable())
+		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	cr_assert(mkdtemp(store));
+	snprintf(snaps, sizeof(snaps), "%s/snaps", store);
+	rig_open(&rig, &o);
+	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
+	rig_thaw(&rig, &vm, &img, NULL);
+	cr_assert_str_eq(rig_cmd(&vm, "fill 8 20M 24M"), "FILLED 6144");
+	cr_assert_str_eq(rig_cmd(&vm, "count 3"), "COUNT 3");
+	// Another mount: what was written elsewhere cannot be renamed to here.
+	cr_assert_eq(mount(snaps, snaps, NULL, MS_BIND, NULL), 0);
+	for (int keep = 0; keep < 2; keep++) {
+		int rc = rig_capture(&vm, &own, false, keep);
+
+		cr_assert_eq(rc, -EXDEV, "%d: %s", rc, vm.capture_why);
+		cr_assert_geq(vm.st.dirty_mem_pages, 6144u);
+		// It stood still until that was known, or until it was secured.
+		cr_assert_gt(vm.st.parked_ns, 0u);
+		cr_assert_leq(vm.st.parked_ns, vm.st.total_ns);
+		cr_assert(!vm.gone, "%s", vm.detail);
+		cr_assert_eq(pgc_snap_open(rig.store, &own, &sn, &e), -ENOENT);
+		cr_assert_str_eq(rig_cmd(&vm, "count 1"),
+				 keep ? "COUNT 5" : "COUNT 4");
+		cr_assert_str_eq(rig_cmd(&vm, "check 8 20M 24M"), "GOOD 6144");
+		cr_assert_str_eq(rig_cmd(&vm, "check 7 16M 1M"), "GOOD 256");
+	}
+	cr_assert_eq(umount(snaps), 0);
+	cr_assert_eq(rig_capture(&vm, &own, false, false), 0, "%s",
+		     vm.capture_why);
+	rig_thaw(&rig, &vm, &img, &own);
+	cr_assert_str_eq(rig_cmd(&vm, "count 1"), "COUNT 6");
+	cr_assert_str_eq(rig_cmd(&vm, "check 8 20M 24M"), "GOOD 6144");
+	rig_kill(&vm);
+	rig_close(&rig);
+	snprintf(snaps, sizeof(snaps), "rm -rf %s", store);
+	cr_assert_eq(system(snaps), 0);
+}
+
+// More was written than there is room for: it is secured in rounds.
+Test(capture, larger_than_the_copy)
+{
+	struct pgc_id img, snap, own;
+
+	if (!rig_usable())
+		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	rig_open(&rig, NULL);
+	rig_image(&rig, &img, 64, 1, "fill 7 16M 8M");
+	rig_thaw(&rig, &vm, &img, NULL);
+	cr_assert_str_eq(rig_cmd(&vm, "fill 8 20M 40M"), "FILLED 10240");
+	capcopy_set_budget(3 << 20);
+	cr_assert_eq(rig_capture(&vm, &snap, false, true), 0, "%s",
+		     vm.capture_why);
+	cr_assert_geq(vm.st.dirty_mem_pages, 10240u);
+	// It stands still for most of the hashing, and that is told.
+	cr_assert_gt(vm.st.parked_ns, vm.st.total_ns / 2);
+	cr_assert_leq(vm.st.parked_ns, vm.st.total_ns);
+	cr_assert_str_eq(rig_cmd(&vm, "fill 5 20M 40M"), "FILLED 10240");
+	cr_assert_eq(rig_capture(&vm, &own, false, false), 0, "%s",
+		     vm.capture_why);
+	rig_thaw(&rig, &vm, &img, &snap);
+	cr_assert_str_eq(rig_cmd(&vm, "check 8 20M 40M"), "GOOD 10240");
+	rig_kill(&vm);
+	rig_thaw(&rig, &vm, &img, &own);
+	cr_assert_str_eq(rig_cmd(&vm, "check 5 20M 40M"), "GOOD 10240");
+	cr_assert_str_eq(rig_cmd(&vm, "check 7 16M 4M"), "GOOD 1024");
+	rig_kill(&vm);
+	rig_close(&rig);
+}
+
+// A suspend's guest is parked for the copy, not for hashing and publishing.
+Test(capture, secured_before_published)
+{
+	struct pgc_id img, own;
+	unsigned better = 0;
+
+	if (!rig_usable())
+		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	rig_open(&rig, NULL);
+	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
+	for (int i = 0; i < 5; i++) {
+		char cmd[64];
+
+		rig_thaw(&rig, &vm, &img, NULL);
+		snprintf(cmd, sizeof(cmd), "fill %d 20M 24M", i + 10);
+		cr_assert_str_eq(rig_cmd(&vm, cmd), "FILLED 6144");
+		cr_assert_eq(rig_capture(&vm, &own, false, false), 0, "%s",
+			     vm.capture_why);
+		cr_assert_gt(vm.st.parked_ns, 0u);
+		better += vm.st.parked_ns < vm.st.total_ns / 2;
+	}
+	cr_assert_geq(better, 3u, "%u of 5", better);
+	rig_close(&rig);
+}
+
+// Several at once: each has its own.
+Test(capture, side_by_side)
+{
+	enum { N = 6 };
+	static struct rig_vm vms[N];
+	struct pgc_id img, own[N];
+	char cmd[64];
+
+	if (!rig_usable())
+		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	rig_open(&rig, NULL);
+	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
+	capcopy_set_budget(20 << 20); // not for all of them
+	for (int i = 0; i < N; i++) {
+		rig_thaw(&rig, &vms[i], &img, NULL);
+		snprintf(cmd, sizeof(cmd), "fill %d 20M 8M", i + 10);
+		cr_assert_str_eq(rig_cmd(&vms[i], cmd), "FILLED 2048");
+	}
+	for (int i = 0; i < N; i++)
+		rig_capture_begin(&vms[i], &own[i], false, false);
+	for (int i = 0; i < N; i++) {
+		cr_assert(rig_until(&rig, rig_is_gone, &vms[i], 30000));
+		cr_assert(vms[i].captured);
+		cr_assert_eq(vms[i].rc, 0, "%s", vms[i].capture_why);
+		cr_assert_leq(vms[i].st.parked_ns, vms[i].st.total_ns);
+	}
+	for (int i = 0; i < N; i++) {
+		rig_thaw(&rig, &vms[i], &img, &own[i]);
+		snprintf(cmd, sizeof(cmd), "check %d 20M 8M", i + 10);
+		cr_assert_str_eq(rig_cmd(&vms[i], cmd), "GOOD 2048");
+		rig_kill(&vms[i]);
+	}
+	rig_close(&rig);
 }
 
 Test(capture, beside_a_running_guest)
