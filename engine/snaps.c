@@ -170,6 +170,41 @@ static void load_done(void *ctx)
 
 // --- references -------------------------------------------------------------
 
+struct tmpl_free {
+	struct eng_cells *c;
+	struct pgc_template *t;
+};
+
+static void tmpl_free_work(void *ctx)
+{
+	struct tmpl_free *j = ctx;
+
+	pgc_template_free(j->t);
+}
+
+static void tmpl_free_done(void *ctx)
+{
+	struct tmpl_free *j = ctx;
+
+	j->c->jobs_running--;
+	free(j);
+}
+
+// A template's memory takes long to give back: that is a worker's.
+static void close_template(struct eng_cells *c, struct pgc_template *t)
+{
+	struct tmpl_free *j = c->stopping ? NULL : malloc(sizeof(*j));
+
+	if (!j) {
+		pgc_template_close(t);
+		return;
+	}
+	pgc_template_detach(t);
+	*j = (struct tmpl_free){c, t};
+	c->jobs_running++;
+	eng_job_run(c->jobs, tmpl_free_work, tmpl_free_done, j);
+}
+
 static void snap_free(struct eng_snap *sn)
 {
 	struct eng_snap **p = &sn->c->snaps;
@@ -183,7 +218,7 @@ static void snap_free(struct eng_snap *sn)
 		if (!sn->c->keeper_lost)
 			eng_keeper_drop(sn->c->cfg.keeper_fd, false,
 					sn->tmpl_id[st]);
-		pgc_template_close(sn->tmpl[st]);
+		close_template(sn->c, sn->tmpl[st]);
 	}
 	pgc_snap_unref(sn->sn);
 	fd_close(&sn->state_fd);

@@ -27,6 +27,7 @@ enum {
 	PREFETCH_GAP = 65536,
 	DRAIN_MAX = 64,		   // clusters installed by one drain,
 	DRAIN_MAX_BACKGROUND = 16, // of them such that nobody waits for
+	DRAIN_NS = 2000000,	   // and after so long it is enough
 };
 
 struct request {
@@ -464,13 +465,15 @@ static struct batch **pick(struct filler *f)
 size_t filler_drain(struct filler *f, struct pgc_done *out, size_t max)
 {
 	unsigned work = 0, background = 0;
+	uint64_t enough = util_now_ns() + DRAIN_NS;
 	struct batch **at, *b;
 	size_t n = 0;
 
 	io_clear(f->io);
 	reap(f);
 	while (n < max && work < DRAIN_MAX &&
-	       background < DRAIN_MAX_BACKGROUND && (at = pick(f))) {
+	       background < DRAIN_MAX_BACKGROUND && (at = pick(f)) &&
+	       (!work || util_now_ns() < enough)) {
 		b = *at;
 		if (b->t && b->at < b->nclusters) {
 			finish_cluster(f, b, b->clusters[b->at++], &out[n++]);

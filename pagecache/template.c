@@ -138,16 +138,18 @@ int pgc_template_open(struct pgc_snap *sn, enum pgc_stream st,
 	return 0;
 }
 
-void pgc_template_close(struct pgc_template *t)
+void pgc_template_detach(struct pgc_template *t)
 {
 	struct pgc_template **at;
 
-	if (!t)
-		return;
 	filler_forget(t->s->filler, t);
 	for (at = &t->s->templates; *at != t; at = &(*at)->next)
 		;
 	*at = t->next;
+}
+
+void pgc_template_free(struct pgc_template *t)
+{
 	if (t->mem)
 		munmap(t->mem, t->npages * PGC_PAGE);
 	fd_close(&t->uffd);
@@ -157,6 +159,14 @@ void pgc_template_close(struct pgc_template *t)
 	free(t->pf);
 	free(t->cl);
 	free(t);
+}
+
+void pgc_template_close(struct pgc_template *t)
+{
+	if (!t)
+		return;
+	pgc_template_detach(t);
+	pgc_template_free(t);
 }
 
 int pgc_template_fd(const struct pgc_template *t)

@@ -168,6 +168,11 @@ struct pgc_template;
 int pgc_template_open(struct pgc_snap *sn, enum pgc_stream st,
 		      struct pgc_template **out, struct err *e);
 void pgc_template_close(struct pgc_template *t); // no reader may be left
+// The same in two steps: the first on the owner thread, at once; the second on
+// any thread, before the store is closed. It gives the memory back, which takes
+// 200 ms for a GiB.
+void pgc_template_detach(struct pgc_template *t);
+void pgc_template_free(struct pgc_template *t);
 int pgc_template_fd(const struct pgc_template *t); // read-only, borrowed
 // The writable descriptors that must outlive this process (for the keeper):
 // the memfd's and its userfaultfd's; borrowed.
