@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -146,6 +147,40 @@ Test(keeper, start_forwards_signals_and_status)
 	kill(pid, SIGTERM);
 	cr_assert_eq(waitpid(pid, &status, 0), pid);
 	cr_assert(WIFEXITED(status));
+	cr_assert_eq(WEXITSTATUS(status), 42);
+}
+
+static void listen_for_term(void)
+{
+	signal(SIGTERM, on_term);
+}
+
+static void term_to_self(void)
+{
+	kill(getpid(), SIGTERM);
+}
+
+// A signal at the worst moment: the child exists, the keeper is not yet one.
+Test(keeper, start_survives_an_early_signal)
+{
+	int status;
+	pid_t pid = fork();
+
+	if (pid == 0) { // becomes the keeper; its child goes on here
+		struct err e = ERR_INIT;
+		int sock;
+
+		signal(SIGTERM, SIG_DFL);
+		pthread_atfork(NULL, term_to_self, listen_for_term);
+		if (eng_keeper_start(&sock, &e))
+			_exit(1);
+		for (int i = 0; i < 1000 && !got_term; i++)
+			usleep(10000);
+		_exit(got_term ? 42 : 3);
+	}
+	cr_assert_eq(waitpid(pid, &status, 0), pid);
+	cr_assert(WIFEXITED(status), "the keeper died of signal %d",
+		  WTERMSIG(status));
 	cr_assert_eq(WEXITSTATUS(status), 42);
 }
 
