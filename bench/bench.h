@@ -165,8 +165,9 @@ struct bench_options {
 };
 
 // The answer of the ring-3 guest to `touch`: checks the sum of `bytes` from 16M
-// under seed 1, and gives ns a page.
-int touch_parse(const char *answer, uint64_t bytes, double *ns, struct err *e);
+// under `seed`, and gives ns a page.
+int touch_parse(const char *answer, uint64_t seed, uint64_t bytes, double *ns,
+		struct err *e);
 
 // Each adds its results; 0 or -errno.
 int bench_restore(const struct bench_options *o, struct report *r,

@@ -192,6 +192,11 @@ static void pack(size_t bytes, const char *path)
 	size_t bound = (size_t)LZ4_compressBound(BLOCK), at = 0;
 	int fd;
 
+	if (ws.raw) {
+		munmap(ws.raw, ws.bytes);
+		munmap(ws.stored, ws.blocks * bound);
+		free(ws.off);
+	}
 	ws.bytes = bytes;
 	ws.blocks = bytes / BLOCK;
 	ws.raw = map_present(bytes);
@@ -293,8 +298,7 @@ static void serve(const char *line)
 
 	if (sscanf(line, "suspend %llu %llu", &a, &b) == 2 && b && b < a)
 		suspend(a, b);
-	else if (sscanf(line, "pack %llu %255s", &a, path) == 2 && a >= BLOCK &&
-		 !ws.raw)
+	else if (sscanf(line, "pack %llu %255s", &a, path) == 2 && a >= BLOCK)
 		pack(a, path);
 	else if (strcmp(line, "decode") == 0 && ws.raw)
 		decode();

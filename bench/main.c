@@ -8,6 +8,9 @@
 #include <string.h>
 
 #include "bench.h"
+#include "peer.h"
+
+enum { BINARY = 256 }; // first of the long options without a letter
 
 static const struct {
 	const char *name, *what;
@@ -18,11 +21,30 @@ static const struct {
      bench_restore},
     {"touch", "a page's first touch in a guest, the template in memory",
      bench_touch},
+    {"cold", "request until a guest has read a working set off the disk",
+     bench_cold},
     {"suspend", "how long a guest stands still while it is suspended",
      bench_suspend},
     {"clones", "what each of many clones takes from the host's memory",
      bench_clones},
+    {"peers", "other VMMs' restores of the same guest, beside thaw's",
+     bench_peers},
 };
+
+// Programs of peers that were given on the command line.
+static struct {
+	const char *option, *path;
+} binaries[] = {
+    {"qemu", NULL}, {"firecracker", NULL}, {"cloud-hypervisor", NULL}};
+
+static const char *peer_binary(const char *option)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(binaries); i++) {
+		if (strcmp(binaries[i].option, option) == 0)
+			return binaries[i].path;
+	}
+	return NULL;
+}
 
 static void usage(FILE *out)
 {
@@ -139,14 +161,20 @@ int main(int argc, char **argv)
 	    {"json", required_argument, NULL, 'j'},
 	    {"report", required_argument, NULL, 'r'},
 	    {"help", no_argument, NULL, 'h'},
+	    {"peers", required_argument, NULL, 'p'},
+	    {"qemu", required_argument, NULL, BINARY},
+	    {"firecracker", required_argument, NULL, BINARY + 1},
+	    {"cloud-hypervisor", required_argument, NULL, BINARY + 2},
 	    {NULL, 0, NULL, 0}};
 	static char bin_dir[PATH_MAX];
-	struct bench_options o = {.bin_dir = bin_dir, .runs = 200};
+	struct bench_options o = {
+	    .bin_dir = bin_dir, .peer_binary = peer_binary, .runs = 200};
 	const char *json = NULL, *dir = NULL;
 	int c;
 
 	log_init("thaw-bench", LOG_LVL_INFO);
-	while ((c = getopt_long(argc, argv, "n:qj:r:h", options, NULL)) != -1) {
+	while ((c = getopt_long(argc, argv, "n:qj:r:p:h", options, NULL)) !=
+	       -1) {
 		switch (c) {
 		case 'n':
 			o.runs = (unsigned)strtoul(optarg, NULL, 10);
@@ -160,6 +188,14 @@ int main(int argc, char **argv)
 			break;
 		case 'r':
 			dir = optarg;
+			break;
+		case 'p':
+			o.peers = optarg;
+			break;
+		case BINARY:
+		case BINARY + 1:
+		case BINARY + 2:
+			binaries[c - BINARY].path = optarg;
 			break;
 		case 'h':
 			usage(stdout);

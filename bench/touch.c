@@ -14,9 +14,11 @@ static const unsigned sizes[] = {16, 1, 128}; // MiB; the headline first
 static const char *const orders[] = {"seq", "rand"};
 static const char *const kinds[] = {"read", "write"};
 
-int touch_parse(const char *answer, uint64_t bytes, double *ns, struct err *e)
+int touch_parse(const char *answer, uint64_t seed, uint64_t bytes, double *ns,
+		struct err *e)
 {
-	unsigned long long sum, cycles, want = guestmem_sum(1, 16 << 20, bytes);
+	unsigned long long sum, cycles,
+	    want = guestmem_sum(seed, 16 << 20, bytes);
 
 	if (sscanf(answer, "SUM %llx CYCLES %llu", &sum, &cycles) != 2)
 		return err_set(e, -EPROTO, "the guest says \"%s\"", answer);
@@ -39,7 +41,7 @@ static int floor_once(struct proc *f, const char *how, const char *cmd,
 	snprintf(line, sizeof(line), "touch %s %s", how, cmd);
 	rc = proc_ask(f, line, answer, sizeof(answer), NULL, e);
 	if (!rc)
-		rc = touch_parse(answer, bytes, &ns, e);
+		rc = touch_parse(answer, 1, bytes, &ns, e);
 	if (!rc)
 		samples_add(s, ns);
 	return rc;
@@ -60,7 +62,7 @@ static int thaw_once(const struct daemon *d, const char *cmd, uint64_t bytes,
 		return rc;
 	rc = microvm_line(d, &vm, "SUM", line, sizeof(line), &when, e);
 	if (!rc)
-		rc = touch_parse(line, bytes, &ns, e);
+		rc = touch_parse(line, 1, bytes, &ns, e);
 	if (!rc)
 		samples_add(s, ns);
 	if (!rc)

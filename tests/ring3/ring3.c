@@ -391,6 +391,16 @@ static void cmd_ready(const char *args)
 	ring_ready();
 }
 
+// What follows in the same command line is what every copy begins with: a pause
+// is what ends the wait for the mailbox.
+static void cmd_freeze(const char *args)
+{
+	(void)args;
+	ring_ready();
+	if (!serial)
+		in32(DOORBELL + 4);
+}
+
 static void cmd_serial(const char *args)
 {
 	(void)args;
@@ -432,7 +442,7 @@ static const struct command {
     {"peek", cmd_peek},	    {"spin", cmd_spin},	    {"echo", cmd_echo},
     {"count", cmd_count},   {"ready", cmd_ready},   {"ring", cmd_ring},
     {"off", cmd_off},	    {"crash", cmd_crash},   {"mem", cmd_mem},
-    {"help", cmd_help},	    {"serial", cmd_serial},
+    {"help", cmd_help},	    {"serial", cmd_serial}, {"freeze", cmd_freeze},
 };
 enum { NUM_COMMANDS = sizeof(commands) / sizeof(commands[0]) };
 

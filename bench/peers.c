@@ -1,0 +1,226 @@
+// peer.NAME.warm and peer.NAME.cold: other ways to restore the same guest, beside
+// thaw's own, in turns. Their ratio is the peer's p50 over thaw's.
+//
+// warm: from the request (a process that the peer needs is started after it) to
+// the first sign of the guest's life, everything in memory; thaw's is
+// restore.shell's. cold: until the guest has read and summed every page of a
+// 24 MiB working set, nothing of it in memory; thaw's is cold.workingset's.
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "bench.h"
+#include "cold.h"
+#include "peer.h"
+
+#define NONCE_AT (216ull << 20)
+enum { MAX_PEERS = 16, NUM_FIGURES = 3 };
+
+struct contender {
+	const struct peer *peer;
+	void *state;
+	char dir[160];
+	struct result *r[NUM_FIGURES]; // warm, cold, cold.rand
+	double cpu_ms[NUM_FIGURES];
+};
+
+struct rig {
+	struct daemon d;
+	struct contender c[MAX_PEERS];
+	size_t n;
+	struct samples thaw[NUM_FIGURES];
+};
+
+static bool chosen(const struct bench_options *o, const char *name)
+{
+	const char *p = o->peers;
+	size_t len = strlen(name);
+
+	for (; p; p = strchr(p, ',') ? strchr(p, ',') + 1 : NULL) {
+		if (strncmp(p, name, len) == 0 &&
+		    (p[len] == '\0' || p[len] == ','))
+			return true;
+	}
+	return !o->peers;
+}
+
+static int prepare(struct rig *g, const struct bench_options *o,
+		   const struct peer *p, struct err *e)
+{
+	struct contender *c = &g->c[g->n];
+	struct peer_spec spec = {
+	    .bin_dir = o->bin_dir,
+	    .binary = p->option ? o->peer_binary(p->option) : NULL,
+	    .cmdline = "fill 1 16M 24M",
+	    .mem_mib = COLD_MEM_MIB,
+	    .nonce_at = NONCE_AT,
+	};
+	char elf[600];
+	int rc;
+
+	snprintf(elf, sizeof(elf), "%s/ring3.elf", o->bin_dir);
+	snprintf(c->dir, sizeof(c->dir), "%s/peer-%s", g->d.dir, p->name);
+	if (mkdir(c->dir, 0700))
+		return err_sys(e, "cannot make %s", c->dir);
+	util_random(&spec.nonce, 4); // its answer is decimal: readable
+	spec.nonce &= 0x7fffffff;
+	spec.elf = elf;
+	spec.dir = c->dir;
+	c->peer = p;
+	rc = p->prepare(&c->state, &spec, e);
+	if (rc < 0)
+		return rc;
+	if (rc > 0) {
+		fprintf(stderr, "%s is left out: %s\n", p->name, e->msg);
+		p->finish(c->state);
+		return 0;
+	}
+	g->n++;
+	return 0;
+}
+
+static int add_sample(struct contender *c, unsigned figure,
+		      const struct peer_sample *s, struct err *e)
+{
+	double ns;
+
+	c->cpu_ms[figure] += s->cpu_ms;
+	if (!figure) {
+		if (s->t.t2 <= s->t.t0)
+			return err_set(e, -EIO, "%s told no first sign",
+				       c->peer->name);
+		samples_add(&c->r[0]->samples,
+			    (double)(s->t.t2 - s->t.t0) / 1000);
+		return 0;
+	}
+	if (s->t.t5 <= s->t.t0)
+		return err_set(e, -EIO, "%s told no end", c->peer->name);
+	samples_add(&c->r[figure]->samples, (double)(s->t.t5 - s->t.t0) / 1e6);
+	return touch_parse(s->answer, 1, COLD_MIB << 20, &ns, e);
+}
+
+static const char *const commands[NUM_FIGURES] = {
+    NULL, "touch read seq 16M 24M", "touch read rand 16M 24M"};
+static const char *const orders[NUM_FIGURES] = {NULL, "seq", "rand"};
+
+static int peer_once(struct contender *c, unsigned figure, struct err *e)
+{
+	struct peer_sample s = {0};
+	int rc = 0;
+
+	if (figure && c->peer->forget)
+		rc = c->peer->forget(c->state, e);
+	if (!rc && figure)
+		rc = host_drop_caches(e);
+	usleep(50000);
+	if (!rc)
+		rc = c->peer->restore(c->state, commands[figure], &s, e);
+	return rc ? rc : add_sample(c, figure, &s, e);
+}
+
+static int thaw_once(struct rig *g, unsigned figure, struct err *e)
+{
+	struct cold_sample s;
+	struct microvm vm;
+	int rc;
+
+	rc = cold_forget(&g->d, figure ? COLD_DROPPED : COLD_TEMPLATE, e);
+	if (rc)
+		return rc;
+	if (figure) {
+		rc = cold_once(&g->d, COLD_MIB, orders[figure], &s, e);
+		if (!rc)
+			samples_add(&g->thaw[figure], s.t5_ms);
+		return rc;
+	}
+	rc = microvm_run(&g->d, "warm", NULL, &vm, e);
+	if (rc)
+		return rc;
+	samples_add(&g->thaw[0], (double)(vm.t2 - vm.t0) / 1000);
+	return microvm_end(&g->d, &vm, e);
+}
+
+static int figure_runs(struct rig *g, unsigned figure, unsigned runs,
+		       struct err *e)
+{
+	int rc = 0;
+
+	if (!figure) { // fills the template
+		rc = thaw_once(g, 0, e);
+		samples_free(&g->thaw[0]);
+	}
+	for (unsigned i = 0; i < runs && !rc; i++) {
+		rc = thaw_once(g, figure, e);
+		for (size_t k = 0; k < g->n && !rc; k++)
+			rc = peer_once(&g->c[k], figure, e);
+	}
+	return rc;
+}
+
+static void finish_figures(struct rig *g)
+{
+	for (size_t k = 0; k < g->n; k++) {
+		for (unsigned i = 0; i < NUM_FIGURES; i++) {
+			struct result *r = g->c[k].r[i];
+			double thaw = samples_percentile(&g->thaw[i], 50);
+			double p50 = samples_percentile(&r->samples, 50);
+
+			if (!r->samples.n)
+				continue;
+			r->ratio = thaw > 0 ? p50 / thaw : 0;
+			result_number(r, "thaw_p50", thaw);
+			result_number(r, "cpu_ms",
+				      g->c[k].cpu_ms[i] / (double)r->samples.n);
+			result_text(r, "what", g->c[k].peer->what);
+		}
+	}
+}
+
+static int rig_start(struct rig *g, const struct bench_options *o,
+		     struct report *rep, struct err *e)
+{
+	static const char *const figures[NUM_FIGURES] = {"warm", "cold",
+							 "cold.rand"};
+	int rc = daemon_start(&g->d, o->bin_dir, 0, 2, 0, e);
+
+	if (!rc)
+		rc = daemon_build_ring3(&g->d, "warm", "fill 1 16M 24M",
+					COLD_MEM_MIB, e);
+	for (unsigned i = 1; i < NUM_FIGURES && !rc; i++)
+		rc = cold_build(&g->d, COLD_MIB, orders[i], e);
+	for (size_t i = 0; peers[i] && g->n < MAX_PEERS && !rc; i++) {
+		if (chosen(o, peers[i]->name))
+			rc = prepare(g, o, peers[i], e);
+	}
+	for (size_t k = 0; k < g->n; k++) {
+		for (unsigned i = 0; i < NUM_FIGURES; i++) {
+			g->c[k].r[i] =
+			    report_add(rep, i ? "ms" : "us", "peer.%s.%s",
+				       g->c[k].peer->name, figures[i]);
+		}
+	}
+	return rc;
+}
+
+int bench_peers(const struct bench_options *o, struct report *rep,
+		struct err *e)
+{
+	struct rig g = {0};
+	int rc = 0;
+
+	if (o->peers && !*o->peers)
+		return 0;
+	rc = rig_start(&g, o, rep, e);
+	if (!rc && g.n)
+		rc = figure_runs(&g, 0, MAX(o->runs / 10, 5u), e);
+	for (unsigned i = 1; i < NUM_FIGURES && !rc && g.n; i++)
+		rc = figure_runs(&g, i, MAX(o->runs / 20, 3u), e);
+	finish_figures(&g);
+	for (size_t k = 0; k < g.n; k++)
+		g.c[k].peer->finish(g.c[k].state);
+	for (unsigned i = 0; i < NUM_FIGURES; i++)
+		samples_free(&g.thaw[i]);
+	daemon_stop(&g.d);
+	return rc;
+}
