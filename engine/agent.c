@@ -74,11 +74,11 @@ void eng_agent_put_start(struct wire_writer *w, const struct eng_app_spec *a)
 	finish(w, at);
 }
 
-void eng_agent_put_freeze(struct wire_writer *w, bool sync)
+void eng_agent_put_freeze(struct wire_writer *w, unsigned flags)
 {
 	size_t at = begin(w, AGENT_FREEZE);
 
-	wire_put_u32(w, sync);
+	wire_put_u32(w, flags);
 	finish(w, at);
 }
 
@@ -207,6 +207,18 @@ int eng_agent_parse_probed(const uint8_t *p, size_t len, struct eng_probe *out)
 	if (r.bad || wire_left(&r) || listening > 1 || running > 1)
 		return -EPROTO;
 	return 0;
+}
+
+int eng_agent_probed(const struct eng_agent_answer *a, struct eng_probe *out,
+		     const char **why)
+{
+	*why = a->why;
+	if (a->rc)
+		return a->rc;
+	*why = "a malformed answer";
+	return a->type == AGENT_PROBED
+		   ? eng_agent_parse_probed(a->payload, a->len, out)
+		   : -EPROTO;
 }
 
 // What a guest calls an error, fit for our logs and API.

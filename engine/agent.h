@@ -14,7 +14,8 @@ struct eng_app_spec {
 
 // Encode a whole opening frame into `w` (check w->bad once).
 void eng_agent_put_start(struct wire_writer *w, const struct eng_app_spec *a);
-void eng_agent_put_freeze(struct wire_writer *w, bool sync);
+// flags: AGENT_FREEZE_*.
+void eng_agent_put_freeze(struct wire_writer *w, unsigned flags);
 void eng_agent_put_unfreeze(struct wire_writer *w);
 // Entropy is taken from this host's getrandom, the time from its clock, now.
 void eng_agent_put_thaw(struct wire_writer *w, const uint8_t machine_id[16],
@@ -58,17 +59,20 @@ struct eng_probe {
 	uint64_t app_cpu_us, uptime_ms;
 };
 int eng_agent_parse_probed(const uint8_t *p, size_t len, struct eng_probe *out);
+// What the answer to PROBE says: 0 and *out; else -errno and *why, the reason,
+// borrowed from the answer.
+int eng_agent_probed(const struct eng_agent_answer *a, struct eng_probe *out,
+		     const char **why);
 
 // The application's output. `fd` is consumed. bytes(stream 1|2|3, bytes) as they
 // come, not by line; closed() once, when the stream ends or misbehaves: the log
 // is gone then. eng_agent_log_close() ends it without closed(), also from within
 // a callback.
 struct eng_agent_log;
-struct eng_agent_log *
-eng_agent_log_open(struct eng_loop *l, int fd,
-		   void (*bytes)(void *ctx, unsigned stream, const void *p,
-				 size_t n),
-		   void (*closed)(void *ctx), void *ctx, struct err *e);
+struct eng_agent_log *eng_agent_log_open(
+    struct eng_loop *l, int fd,
+    void (*bytes)(void *ctx, unsigned stream, const void *p, size_t n),
+    void (*closed)(void *ctx), void *ctx, struct err *e);
 void eng_agent_log_close(struct eng_agent_log *lg); // NULL is fine
 
 #endif

@@ -63,8 +63,9 @@ static const char *copy_text(const char *s)
 
 static void free_req(struct eng_build_req *r)
 {
-	const char *const texts[] = {r->name,	r->rootfs,  r->user,  r->cwd,
-				     r->kernel, r->cmdline, r->config};
+	const char *const texts[] = {r->name,	r->rootfs,     r->user,
+				     r->cwd,	r->kernel,     r->cmdline,
+				     r->config, r->record_path};
 
 	for (size_t i = 0; i < ARRAY_SIZE(texts); i++)
 		free((void *)texts[i]);
@@ -83,12 +84,14 @@ static int copy_req(struct eng_build_req *to, const struct eng_build_req *from,
 	to->kernel = copy_text(from->kernel);
 	to->cmdline = copy_text(from->cmdline);
 	to->config = copy_text(from->config);
+	to->record_path = copy_text(from->record_path);
 	to->argv = copy_list(from->argv);
 	to->env = copy_list(from->env);
 	if (!to->name || !to->argv || !to->env ||
 	    !to->rootfs != !from->rootfs || !to->user != !from->user ||
-	    !to->cwd != !from->cwd || !to->kernel != !from->kernel ||
-	    !to->cmdline != !from->cmdline || !to->config != !from->config)
+	    !to->record_path != !from->record_path || !to->cwd != !from->cwd ||
+	    !to->kernel != !from->kernel || !to->cmdline != !from->cmdline ||
+	    !to->config != !from->config)
 		return err_set(e, -ENOMEM, "out of memory");
 	if (!to->ready_timeout_s)
 		to->ready_timeout_s = READY_DEFAULT_S;
@@ -145,6 +148,7 @@ static void build_free(struct eng_build *b)
 {
 	eng_agent_cancel(b->call);
 	eng_agent_log_close(b->log);
+	build_ask_cancel(b->ask);
 	eng_timer_destroy(b->step);
 	eng_timer_destroy(b->deadline);
 	free_req(&b->req);
@@ -233,6 +237,7 @@ static void enter_clear(struct eng_build *b)
 	eng_timer_stop(b->deadline);
 	eng_agent_cancel(ptr_steal(b->call));
 	eng_agent_log_close(ptr_steal(b->log));
+	build_ask_cancel(ptr_steal(b->ask));
 	if (b->disk)
 		build_disk_cancel(b->disk);
 	if (b->cell)
@@ -272,8 +277,9 @@ void build_agent(struct eng_build *b, struct wire_writer *w,
 		build_fail(b, rc, "reaching the agent: %s", e.msg);
 		return;
 	}
-	b->call = eng_agent_call(b->env->loop, fd, w->buf, w->len, timeout_ms,
-				 false, cb, b, &e);
+	b->call =
+	    eng_agent_call(b->env->loop, fd, w->buf, w->len, timeout_ms,
+			   w->len && w->buf[0] == AGENT_CONNECT, cb, b, &e);
 	if (!b->call)
 		build_fail(b, e.code, "reaching the agent: %s", e.msg);
 }

@@ -31,6 +31,10 @@ struct eng_build_req {
 	uint64_t disk_mib;   // 0: what the contents need and half as much again
 	uint16_t ready_port; // frozen once it accepts; 0: after quiet
 	uint32_t ready_timeout_s;
+	// What the copy whose working set is recorded is asked for on
+	// ready_port: a path of printable ASCII without spaces; NULL or "":
+	// nothing.
+	const char *record_path;
 	// Without an agent: a kernel that rings the doorbell when it is ready.
 	const char *kernel; // absolute path, or NULL
 	const char *cmdline;

@@ -110,7 +110,7 @@ static void freeze(struct eng_build *b)
 		return;
 	// A snapshot has no open streams in it.
 	eng_agent_log_close(ptr_steal(b->log));
-	eng_agent_put_freeze(&w, true);
+	eng_agent_put_freeze(&w, AGENT_FREEZE_SYNC | AGENT_FREEZE_COMPACT);
 	build_agent(b, &w, FREEZE_MS, frozen);
 }
 
@@ -161,13 +161,13 @@ static void probed(void *ctx, const struct eng_agent_answer *a)
 {
 	struct eng_build *b = ctx;
 	struct eng_probe p;
+	const char *why;
+	int rc = eng_agent_probed(a, &p, &why);
 
 	b->call = NULL;
-	if (a->rc || a->type != AGENT_PROBED ||
-	    eng_agent_parse_probed(a->payload, a->len, &p)) {
-		build_fail(b, a->rc ? a->rc : -EPROTO,
-			   "asking the agent about the application: %s",
-			   a->rc ? a->why : "a malformed answer");
+	if (rc) {
+		build_fail(b, rc, "asking the agent about the application: %s",
+			   why);
 		return;
 	}
 	if (!p.app_running) {

@@ -46,6 +46,20 @@ void build_tail_add(struct build_tail *t, const void *p, size_t n);
 // The last lines as one printable line of at most `cap` bytes, " | " between.
 void build_tail_text(const struct build_tail *t, char *out, size_t cap);
 
+// --- a request to a throw-away copy (build_ask.c) ------------------------
+
+enum { BUILD_PATH_MAX = 1000 }; // bytes of its path
+
+struct build_ask;
+
+// Sends `GET path` on `fd` (consumed, also on an error), a stream to a port of
+// a guest, and reads what comes. done() comes once, never from within, with the
+// bytes that came; the handle is gone then.
+int build_ask_start(struct build_ask **out, struct eng_loop *loop, int fd,
+		    const char *path, void (*done)(void *ctx, size_t got),
+		    void *ctx);
+void build_ask_cancel(struct build_ask *q); // without done(); NULL is fine
+
 // --- the pipeline (build.c, build_guest.c, build_record.c) ---------------
 
 enum build_stage {
@@ -76,6 +90,7 @@ struct eng_build {
 	struct eng_cell *cell;
 	struct eng_agent_call *call;
 	struct eng_agent_log *log;
+	struct build_ask *ask;
 	bool job; // a worker has `workset`, `res` and `job_err`
 	struct err job_err;
 	struct eng_timer *step;	    // the next try
@@ -104,7 +119,7 @@ bool build_progress(struct eng_build *b, const char *stage, int percent,
 		    const char *fmt, ...) __attribute__((format(printf, 4, 5)));
 void build_output(struct eng_build *b, const void *p, size_t n);
 // Starts an agent call of the current stage on a new stream; its errors come to
-// `cb` as well.
+// `cb` as well. The stream of a CONNECT is given to `cb`.
 void build_agent(struct eng_build *b, struct wire_writer *w,
 		 uint64_t timeout_ms,
 		 void (*cb)(void *ctx, const struct eng_agent_answer *a));

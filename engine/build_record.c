@@ -1,7 +1,8 @@
-// The second life of an image's guest: a copy is thawed, greeted and asked
-// whether its port answers, while the order in which it needs pages is noted.
-// It proves that the image can be thawed at all, and gives the working set that
-// every later thaw has prefetched.
+// The second life of an image's guest: a copy is thawed, greeted, asked whether
+// its port answers, and sent one request, while the order in which it needs
+// pages is noted. It proves that the image can be thawed at all, and gives the
+// working set that every later thaw has prefetched. The copy is thrown away: what
+// the request does to it is nobody's.
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -85,24 +86,52 @@ static void enough(struct eng_build *b)
 		b->workset_len = n;
 	}
 	if (!build_progress(b, "record", 100, "working set: %zu KiB",
-			    n * (PGC_PAGE / 1024)))
+			    n * PGC_CLUSTER_PAGES * (PGC_PAGE / 1024)))
 		return;
 	// gone() goes on; a copy that ends by itself now is as good.
 	b->recorded = true;
 	eng_cell_kill(b->cell);
 }
 
+// Nothing of the request can fail the build: without it less is recorded.
+static void answered(void *ctx, size_t got)
+{
+	struct eng_build *b = ctx;
+
+	b->ask = NULL;
+	if (build_progress(b, "record", -1, "its answer has %zu bytes", got))
+		enough(b);
+}
+
+static void connected(void *ctx, const struct eng_agent_answer *a)
+{
+	struct eng_build *b = ctx;
+
+	b->call = NULL;
+	if (a->rc || build_ask_start(&b->ask, b->env->loop, a->fd,
+				     b->req.record_path, answered, b))
+		enough(b);
+}
+
+static void request(struct eng_build *b)
+{
+	uint8_t buf[32];
+	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
+
+	eng_agent_put_connect(&w, b->req.ready_port);
+	build_agent(b, &w, CALL_MS, connected);
+}
+
 static void asked(void *ctx, const struct eng_agent_answer *a)
 {
 	struct eng_build *b = ctx;
 	struct eng_probe p;
+	const char *why;
+	int rc = eng_agent_probed(a, &p, &why);
 
 	b->call = NULL;
-	if (a->rc || a->type != AGENT_PROBED ||
-	    eng_agent_parse_probed(a->payload, a->len, &p)) {
-		build_fail(b, a->rc ? a->rc : -EPROTO,
-			   "a thawed copy does not answer: %s",
-			   a->rc ? a->why : "a malformed answer");
+	if (rc) {
+		build_fail(b, rc, "a thawed copy does not answer: %s", why);
 		return;
 	}
 	if (!p.app_running)
@@ -110,10 +139,13 @@ static void asked(void *ctx, const struct eng_agent_answer *a)
 			   "in a thawed copy the application ended with code "
 			   "%u at once",
 			   p.app_exit);
-	else if (!b->req.ready_port || p.listening)
-		enough(b);
-	else
+	else if (b->req.ready_port && !p.listening)
 		eng_timer_set(b->step, PROBE_MS);
+	else if (b->req.ready_port && b->req.record_path &&
+		 b->req.record_path[0])
+		request(b);
+	else
+		enough(b);
 }
 
 static void ask(struct eng_build *b)
@@ -155,7 +187,7 @@ static void greet(struct eng_build *b)
 
 void build_record_step(struct eng_build *b)
 {
-	if (b->call || b->recorded)
+	if (b->call || b->ask || b->recorded)
 		return;
 	if (b->req.kernel)
 		enough(b);
@@ -202,6 +234,7 @@ static void on_gone(void *ctx, enum eng_end why, const char *detail)
 
 	b->cell = NULL;
 	eng_agent_cancel(ptr_steal(b->call));
+	build_ask_cancel(ptr_steal(b->ask));
 	if (b->stage == BUILD_CLEAR)
 		build_settle(b);
 	else if (b->recorded || (b->req.kernel && why == ENG_END_POWEROFF))

@@ -237,12 +237,31 @@ static int defaults(json_t *spec, struct err *e)
 			json_object_set_new(spec, ints[i].key,
 					    json_integer(ints[i].value));
 	}
+	if (!json_object_get(spec, "recordPath"))
+		json_object_set_new(spec, "recordPath", json_string("/"));
 	if (!json_object_get(spec, "kernel") &&
 	    !json_array_size(json_object_get(spec, "entrypoint")))
 		return err_set(e, -EINVAL,
 			       "entrypoint is required: the program to start "
 			       "and its arguments");
 	return 0;
+}
+
+// It stands in the first line of a request.
+static int check_record_path(json_t *spec, struct err *e)
+{
+	const char *s = json_string_value(json_object_get(spec, "recordPath"));
+
+	if (!s || !*s)
+		return 0;
+	for (const char *p = s; *p; p++)
+		if (*p <= ' ' || *p > '~')
+			s = "";
+	if (*s == '/')
+		return 0;
+	return err_set(e, -EINVAL,
+		       "recordPath must be a URL's path: a slash, then "
+		       "printable ASCII without spaces");
 }
 
 int eng_image_check_spec(json_t *spec, struct err *e)
@@ -261,6 +280,7 @@ int eng_image_check_spec(json_t *spec, struct err *e)
 	    {"diskMiB", CHECK_INT, false, 0, 262144},
 	    {"readyPort", CHECK_INT, false, 0, 65535},
 	    {"readyTimeoutSeconds", CHECK_INT, false, 1, 3600},
+	    {"recordPath", CHECK_STRING, false, 0, 1000},
 	};
 	int rc = check_object(spec, "", fields, ARRAY_SIZE(fields), e);
 	bool rootfs = json_object_get(spec, "rootfs") != NULL;
@@ -271,6 +291,8 @@ int eng_image_check_spec(json_t *spec, struct err *e)
 			     "exactly one of rootfs (a directory or tar file) "
 			     "and kernel (a guest without an agent) is "
 			     "required");
+	if (!rc)
+		rc = check_record_path(spec, e);
 	return rc ? rc : defaults(spec, e);
 }
 
@@ -433,6 +455,7 @@ static int start_build(struct image_build *b, uid_t uid, gid_t gid,
 	    .disk_mib = (uint64_t)int_of(b->spec, "diskMiB"),
 	    .ready_port = (uint16_t)int_of(b->spec, "readyPort"),
 	    .ready_timeout_s = (uint32_t)int_of(b->spec, "readyTimeoutSeconds"),
+	    .record_path = text_of(b->spec, "recordPath"),
 	    .kernel = text_of(b->spec, "kernel"),
 	    .cmdline = text_of(b->spec, "cmdline"),
 	    .mem_mib = b->mem_mib,

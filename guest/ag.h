@@ -103,7 +103,7 @@ struct agent {
 	struct app app;
 	struct cgroup cg;
 	bool freezing, frozen; // what the host asked for and was told
-	bool freeze_sync;
+	uint32_t freeze_flags;
 	struct conn *freezer;
 	uint64_t freeze_deadline_ns;
 	enum { OFF_NO, OFF_TERM, OFF_KILL, OFF_FLUSH } off;
@@ -178,6 +178,10 @@ int ag_cgroup_open(struct agent *a, const char *path);
 int ag_cgroup_write(struct agent *a, const char *file, const char *value);
 uint64_t ag_cgroup_cpu_us(struct agent *a);
 int ag_cgroup_procs_fd(struct agent *a); // for ag_spawn(); -1 when unusable
+
+// ag_compact.c
+// Zeroes the guest's free memory (init only). Takes its time.
+void ag_compact(struct agent *a);
 
 // ag_identity.c: what must differ between two thaws. `err` gets a sentence.
 int ag_entropy(const uint8_t bytes[AG_ENTROPY_LEN], char *err, size_t size);

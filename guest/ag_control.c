@@ -2,9 +2,10 @@
 //
 // A freeze has three moments. `freezing` is set when the host asks; from then
 // on no program is started and no other stream lives. The cgroup reports that
-// it is frozen, in its own time. Then the disk is synced if asked for, and the
-// OK is the last byte before the capture. A freeze that takes too long, or
-// whose stream ends before the OK, is undone: nobody else would.
+// it is frozen, in its own time. Then, if asked for, the disk is synced and the
+// memory compacted, and the OK is the last byte before the capture. A freeze that
+// takes too long, or whose stream ends before the OK, is undone: nobody else
+// would.
 //
 // A thaw does everything that must be new before the first instruction of the
 // application, then unfreezes. If any of it fails the application stays frozen
@@ -49,8 +50,10 @@ static void freeze_done(struct agent *a)
 
 	// The whole system's, and the loop waits: nothing else is to be served
 	// before the answer.
-	if (a->freeze_sync)
+	if (a->freeze_flags & AGENT_FREEZE_SYNC)
 		sync();
+	if (a->freeze_flags & AGENT_FREEZE_COMPACT)
+		ag_compact(a);
 	ag_machine_id_warm();
 	a->frozen = true;
 	ag_conn_ok(c);
@@ -72,7 +75,7 @@ void ag_open_freeze(struct conn *c)
 	uint32_t flags = wire_get_u32(&r);
 	int rc;
 
-	if (flags & ~1u) {
+	if (flags & ~(AGENT_FREEZE_SYNC | AGENT_FREEZE_COMPACT)) {
 		ag_conn_error(c, EPROTO, "freeze: unknown flags");
 		return;
 	}
@@ -88,7 +91,7 @@ void ag_open_freeze(struct conn *c)
 		return;
 	}
 	a->freezing = true;
-	a->freeze_sync = flags & 1u;
+	a->freeze_flags = flags;
 	a->freezer = c;
 	a->freeze_deadline_ns = ag_deadline(AG_FREEZE_MS);
 	c->kind = CONN_WAIT;

@@ -34,9 +34,15 @@ static struct fake {
 	bool app_ends;	 // with code 3, after it wrote something
 	unsigned busy;	 // probes at which the application used CPU
 	bool copy_dies, copy_app_ends;
+	int connect_errno; // of a stream to the copy's port
+	bool stays_open;   // the copy's server keeps the stream
+	bool dies_asked;
 	// What happened.
 	unsigned connects, probes, boots, thaws, captures, kills, alive;
 	bool froze, thawed, log_open_at_freeze;
+	uint32_t freeze_flags;
+	char asked[600]; // the request to the copy
+	unsigned asks;
 	unsigned logs_open;
 	char cmdline[200], argv0[64], kernel[200];
 	bool had_disk;
@@ -270,6 +276,31 @@ static void send_log(int fd)
 	fake.logs_open--;
 }
 
+// The copy's server, behind the agent.
+static void serve(int fd, unsigned port)
+{
+	static const char answer[] = "HTTP/1.0 200 OK\r\n\r\nhello\n";
+	ssize_t n;
+
+	cr_assert_eq(port, 8080);
+	cr_assert(fake.thawed, "the guest that is frozen was asked");
+	fake.asks++;
+	ok_or(fd, fake.connect_errno);
+	if (fake.connect_errno)
+		return;
+	n = read(fd, fake.asked, sizeof(fake.asked) - 1);
+	fake.asked[MAX(n, 0)] = '\0';
+	if (fake.dies_asked)
+		return;
+	util_write_all(fd, answer, sizeof(answer) - 1);
+	if (!fake.stays_open)
+		return;
+	pthread_mutex_unlock(&fake.lock);
+	while (read(fd, &n, 1) > 0)
+		;
+	pthread_mutex_lock(&fake.lock);
+}
+
 static void *agent(void *arg)
 {
 	int fd = (int)(intptr_t)arg;
@@ -301,10 +332,13 @@ static void *agent(void *arg)
 		pthread_mutex_lock(&fake.lock);
 		fake.log_open_at_freeze = fake.logs_open > 0;
 		fake.froze = true;
+		memcpy(&fake.freeze_flags, body, 4);
 		ok_or(fd, fake.freeze_errno);
 	} else if (type == AGENT_THAW) {
 		fake.thawed = true;
 		ok_or(fd, 0);
+	} else if (type == AGENT_CONNECT) {
+		serve(fd, body[0] + 256u * body[1]);
 	} else if (type == AGENT_LOG) {
 		send_log(fd);
 	}
@@ -454,6 +488,7 @@ static struct eng_build_req request(void)
 				      .rootfs = rootfs,
 				      .argv = argv_ok,
 				      .ready_port = 8080,
+				      .record_path = "/",
 				      .mem_mib = 256,
 				      .vcpus = 1,
 				      .config = "{\"a\":1}"};
@@ -563,6 +598,56 @@ Test(build, makes_an_image)
 	cr_assert(found, "the file's contents are not in the disk");
 	free(disk);
 	pgc_snap_unref(sn);
+}
+
+Test(build, the_copy_is_asked_once)
+{
+	struct eng_build_req req = request();
+
+	req.record_path = "/ready?now";
+	run(&req);
+	cr_assert_eq(got.rc, 0, "%s", got.why);
+	cr_assert_eq(fake.asks, 1);
+	cr_assert_eq(strncmp(fake.asked, "GET /ready?now HTTP/1.0\r\n", 25), 0,
+		     "%s", fake.asked);
+	cr_assert(strstr(fake.asked, "\r\nConnection: close\r\n\r\n"));
+	cr_assert_eq(fake.freeze_flags,
+		     AGENT_FREEZE_SYNC | AGENT_FREEZE_COMPACT);
+}
+
+Test(build, a_server_that_keeps_the_stream_or_refuses_it_does_not_matter)
+{
+	struct eng_build_req req = request();
+	uint64_t t0 = util_now_ns();
+
+	fake.stays_open = true;
+	run(&req);
+	cr_assert_eq(got.rc, 0, "%s", got.why);
+	cr_assert_lt(util_now_ns() - t0, 8000000000ull, "it waited to the end");
+	fake.connect_errno = ECONNREFUSED;
+	run(&req);
+	cr_assert_eq(got.rc, 0, "%s", got.why);
+	fake.connect_errno = 0;
+	fake.stays_open = false;
+	fake.dies_asked = true;
+	run(&req);
+	cr_assert_eq(got.rc, 0, "%s", got.why);
+	cr_assert_eq(fake.asks, 3);
+}
+
+Test(build, without_a_path_the_copy_is_not_asked)
+{
+	struct eng_build_req req = request();
+
+	req.record_path = "";
+	run(&req);
+	cr_assert_eq(got.rc, 0, "%s", got.why);
+	req = request();
+	req.record_path = NULL;
+	run(&req);
+	cr_assert_eq(got.rc, 0, "%s", got.why);
+	cr_assert_eq(fake.asks, 0);
+	cr_assert_eq(fake.captures, 2);
 }
 
 Test(build, waits_for_an_agent_that_listens_late)

@@ -108,8 +108,8 @@ class Agent:
     def start(self, argv, **kw):
         self.ask(START, app_spec(argv, **kw))
 
-    def freeze(self, sync=False):
-        self.ask(FREEZE, struct.pack("<I", int(sync)))
+    def freeze(self, sync=False, compact=False):
+        self.ask(FREEZE, struct.pack("<I", int(sync) | int(compact) << 1))
 
     def unfreeze(self):
         self.ask(UNFREEZE)

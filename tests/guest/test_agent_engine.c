@@ -101,9 +101,9 @@ Test(encode, thaw_carries_the_time_and_fresh_entropy)
 Test(encode, small_ones)
 {
 	fresh();
-	eng_agent_put_freeze(&w, true);
+	eng_agent_put_freeze(&w, AGENT_FREEZE_SYNC | AGENT_FREEZE_COMPACT);
 	frame_is(AGENT_FREEZE, 4);
-	cr_assert_eq(buf[8], 1);
+	cr_assert_eq(buf[8], 3);
 	fresh();
 	eng_agent_put_unfreeze(&w);
 	frame_is(AGENT_UNFREEZE, 0);
@@ -150,6 +150,27 @@ Test(probed, parse)
 	cr_assert_eq(eng_agent_parse_probed(p, 21, &out), -EPROTO);
 	p[1] = 2;
 	cr_assert_eq(eng_agent_parse_probed(p, 22, &out), -EPROTO);
+}
+
+Test(probed, answers_are_judged_in_one_place)
+{
+	uint8_t p[22] = {1, 1};
+	struct eng_agent_answer a = {
+	    .type = AGENT_PROBED, .payload = p, .len = sizeof(p), .why = ""};
+	struct eng_probe out;
+	const char *why;
+
+	cr_assert_eq(eng_agent_probed(&a, &out, &why), 0);
+	cr_assert(out.listening && out.app_running);
+	a.type = AGENT_OK;
+	cr_assert_eq(eng_agent_probed(&a, &out, &why), -EPROTO);
+	cr_assert_str_eq(why, "a malformed answer");
+	a.type = AGENT_PROBED;
+	p[0] = 2;
+	cr_assert_eq(eng_agent_probed(&a, &out, &why), -EPROTO);
+	a = (struct eng_agent_answer){.rc = -EPIPE, .why = "gone"};
+	cr_assert_eq(eng_agent_probed(&a, &out, &why), -EPIPE);
+	cr_assert_str_eq(why, "gone");
 }
 
 // --- calls ------------------------------------------------------------------

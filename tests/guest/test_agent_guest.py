@@ -230,6 +230,46 @@ def failed_capture_goes_on(t):
         assert time.monotonic() < end, "it stands still"
 
 
+def marked_pages(path, mark):
+    """How many pages of a file begin with the mark."""
+    n = 0
+    with open(path, "rb") as f:
+        while part := f.read(1 << 20):
+            n += sum(part.startswith(mark, at) for at in range(0, len(part), 4096))
+    return n
+
+
+@test
+def freed_memory_is_not_captured(t):
+    mark, pages = b"gone-00000000000", 4096
+
+    def cached():
+        return int(re.search(r"\nCached: +(\d+)", t.box.sh("cat /proc/meminfo"))[1])
+
+    size = t.box.sh("cd /dev/shm; yes gone-00000000000 | head -c 4352 | tr -d '\\n' "
+                    ">a; for i in 1 2 3 4 5 6 7 8 9 10 11 12; do "
+                    "cat a a >b; mv b a; done; wc -c <a; rm a", user="root")
+    assert int(size) == pages * 4096, size
+    t.box.agent.freeze()
+    t.box.save(t.work + "/spilled")
+    t.box.agent.unfreeze()
+    left = marked_pages(t.work + "/spilled/mem", mark)
+    assert left > pages // 2, f"only {left} pages: this test sees nothing"
+    shutil.rmtree(t.work + "/spilled")
+    t.box.sh("cat /bin/busybox /www/index.html >/dev/null")
+    min_free = t.box.sh("cat /proc/sys/vm/min_free_kbytes")
+    kept = cached()
+    t.box.agent.freeze(compact=True)
+    t.box.save(t.work + "/compact")
+    t.box.agent.unfreeze()
+    left = marked_pages(t.work + "/compact/mem", mark)
+    shutil.rmtree(t.work + "/compact")
+    print(f"# {left} of {pages} freed pages are left in a compacted guest")
+    assert left < pages // 20, f"{left} of {pages} freed pages were captured"
+    assert t.box.sh("cat /proc/sys/vm/min_free_kbytes") == min_free
+    assert cached() > kept * 0.9, (cached(), kept)
+
+
 @test
 def frozen_and_saved(t):
     # With lines that nobody read, and a file that no disk has seen yet.

@@ -731,7 +731,8 @@ def freeze_stops_the_application_and_ends_streams(t):
     refused(16, t.agent.run, ["true"])
     refused(16, t.agent.forward, e.port)
     assert t.agent.probe()["running"] == 1
-    t.agent.freeze()  # again: it is frozen
+    t.agent.freeze(sync=True, compact=True)  # again: it is frozen
+    refused(71, t.agent.ask, ac.FREEZE, b"\4\0\0\0")  # EPROTO: what is bit 2?
     t.agent.unfreeze()
     eventually(lambda: counter(t) != stopped)
     assert t.agent.run(["true"])[0] == 0
