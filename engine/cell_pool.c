@@ -3,7 +3,8 @@
 // A class is a size: memory and vCPUs, because KVM slots and vCPUs are made
 // before a request comes. A *blank* has neither and becomes what its START
 // says; blanks are a class too, that of size 0. Who finds no shell takes a
-// blank. Who finds none waits in its class, and a process is started for it at
+// blank. For a plain thaw, a shell that has the image already (cell_prepare.c)
+// comes before both. Who finds none waits in its class, and a process is started for it at
 // once; a blank that gets ready before that goes to who waits, too. So nobody
 // waits while a blank is ready.
 //
@@ -82,13 +83,15 @@ static struct cell_proc *take_ready(struct cell_class *k)
 	return p;
 }
 
-// Ends one shell nobody waits for, of another class than `keep`: the one wanted
-// longest ago. False when there is none.
+// Ends one shell nobody waits for: a prepared one, or of another class than
+// `keep` the one wanted longest ago. False when there is none.
 static bool evict_shell(struct eng_cells *c, const struct cell_class *keep)
 {
 	struct cell_class *oldest = NULL;
 	struct cell_proc *p;
 
+	if (prepared_evict(c))
+		return true;
 	for (struct cell_class *k = c->classes; k; k = k->next) {
 		if (k != keep && k->nready &&
 		    (!oldest || k->wanted_at < oldest->wanted_at))
@@ -107,7 +110,8 @@ static bool evict_shell(struct eng_cells *c, const struct cell_class *keep)
 static bool hope(const struct eng_cells *c)
 {
 	for (const struct cell_proc *p = c->procs; p; p = p->next) {
-		if (p->dying || p->state == PROC_SPAWNING)
+		if (p->dying || p->state == PROC_SPAWNING ||
+		    p->state == PROC_PREPARING)
 			return true;
 	}
 	return false;
@@ -127,6 +131,9 @@ static unsigned class_lacks(const struct eng_cells *c,
 {
 	unsigned have = k->nready + k->nspawning;
 	unsigned size = class_size(c, k);
+
+	if (k->wanted)
+		size += prepared_lacks(c, k);
 
 	return have < size ? size - have : 0;
 }
@@ -173,6 +180,8 @@ static void bind_proc(struct eng_cell *cell, struct cell_proc *p)
 	cell->state = CELL_STARTING;
 	if (cell_send_start(cell, &e))
 		cell_end(cell, ENG_END_START, "%s", e.msg);
+	else
+		prepared_used(cell);
 	refill_soon(cell->c, REFILL_MS);
 }
 
@@ -220,6 +229,8 @@ void class_proc_ready(struct cell_proc *p)
 		bind_proc(w, p);
 		return;
 	}
+	if (k->wanted && prepared_assign(p))
+		return;
 	if (k->nready >= class_size(p->c, k)) {
 		proc_kill(p);
 		return;
@@ -228,6 +239,21 @@ void class_proc_ready(struct cell_proc *p)
 	k->ready = p;
 	k->nready++;
 	serve_waiting(p->c);
+}
+
+void class_proc_prepared(struct cell_proc *p, const struct eng_snap *sn)
+{
+	struct cell_class *k = p->class;
+	struct eng_cell *w = k->waiting;
+
+	while (w && (w->base != sn || prepared_take(w) != p))
+		w = w->next_waiting;
+	if (w) {
+		cell_stop_waiting(w);
+		bind_proc(w, p);
+	} else {
+		serve_waiting(p->c);
+	}
 }
 
 void class_proc_gone(struct cell_proc *p, const char *why)
@@ -245,6 +271,8 @@ void class_proc_gone(struct cell_proc *p, const char *why)
 				 why);
 		else if (!c->stopping)
 			log_warn("%s could not start: %s", name_of(k), why);
+	} else if (p->state == PROC_PREPARING || p->state == PROC_PREPARED) {
+		prepared_gone(p, why);
 	} else if (p->state == PROC_READY) {
 		for (struct cell_proc **at = &k->ready; *at;
 		     at = &(*at)->next_ready) {
@@ -286,7 +314,9 @@ void cell_find_proc(struct eng_cell *cell)
 		cell_end(cell, ENG_END_START, "out of memory");
 		return;
 	}
-	p = take_ready(k);
+	p = prepared_take(cell);
+	if (!p)
+		p = take_ready(k);
 	if (!p && c->blank)
 		p = take_ready(c->blank);
 	if (p) {

@@ -141,11 +141,13 @@ static void close_descriptors(struct cell_proc *p)
 	fd_close(&p->pagemap);
 	fd_close(&p->statm);
 	fd_close(&p->pidfd);
+	fd_close(&p->overlay);
 }
 
 static void proc_free(struct cell_proc *p)
 {
 	close_descriptors(p);
+	eng_snap_put(p->snap);
 	if (p->slot < p->c->cfg.max_cells)
 		p->c->slots[p->slot] = 0;
 	free(p->child);
@@ -237,6 +239,7 @@ int proc_spawn(struct eng_cells *c, struct cell_class *class,
 				.uffd = -1,
 				.pagemap = -1,
 				.statm = -1,
+				.overlay = -1,
 				.slot = UINT32_MAX,
 				.credit = CREDIT_MAX};
 	p->child = malloc(sizeof(*p->child));
@@ -395,7 +398,7 @@ static void birth_late(void *ctx)
 
 	snprintf(p->failed, sizeof(p->failed), "it was not %s in %d s",
 		 p->cell ? "running" : "ready",
-		 (p->cell ? START_TIMEOUT_MS : HELLO_TIMEOUT_MS) / 1000);
+		 (p->child ? HELLO_TIMEOUT_MS : START_TIMEOUT_MS) / 1000);
 	proc_kill(p);
 }
 
@@ -458,6 +461,9 @@ static void one_message(struct cell_proc *p, struct wire_reader *r, int *fds,
 		hello(p, r, fds, nfds);
 	} else if (p->dying) {
 		// Only last words count.
+	} else if (type == CP_PREPARED && p->state == PROC_PREPARING &&
+		   cp_ok(r) && nfds == 0) {
+		prepared_done(p);
 	} else if (!p->cell || !cell_message(p->cell, type, r, fds, nfds)) {
 		proc_violation(p, "a message that makes no sense");
 	}

@@ -22,20 +22,24 @@
 
 enum { LAY_PAGES = 256 }; // read and laid at once
 
-int cell_make_overlay(struct eng_cell *cell, struct err *e)
+int overlay_make(uint64_t bytes, int *out, struct err *e)
 {
 	cleanup_fd int fd =
 	    memfd_create("thaw-overlay", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
 	if (fd < 0)
 		return err_sys(e, "cannot make the disk's overlay");
-	if (fchmod(fd, 0) < 0 ||
-	    ftruncate(fd, (off_t)cell->base->disk_bytes) < 0 ||
+	if (fchmod(fd, 0) < 0 || ftruncate(fd, (off_t)bytes) < 0 ||
 	    fcntl(fd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL) <
 		0)
 		return err_sys(e, "cannot set the disk's overlay up");
-	cell->overlay = fd_steal(&fd);
+	*out = fd_steal(&fd);
 	return 0;
+}
+
+int cell_make_overlay(struct eng_cell *cell, struct err *e)
+{
+	return overlay_make(cell->base->disk_bytes, &cell->overlay, e);
 }
 
 static int simple_send(int sock, enum cp_type type)
@@ -126,7 +130,7 @@ static void add_boot(struct eng_cell *cell, struct cp_start *s, int *fds,
 	}
 }
 
-int cell_send_start(struct eng_cell *cell, struct err *e)
+static int send_start(struct eng_cell *cell, struct err *e)
 {
 	static uint8_t buf[CP_MSG_MAX]; // the loop's, used in one go
 	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
@@ -152,9 +156,18 @@ int cell_send_start(struct eng_cell *cell, struct err *e)
 	cp_put_start(&w, cell->is_boot ? CP_START_BOOT : CP_START_THAW, &s);
 	cell->times.handed = util_now_ns();
 	rc = cp_send(cell->proc->boot, &w, fds, nfds);
+	return rc ? err_set(e, rc, "the shell takes no start: %s",
+			    strerror(-rc))
+		  : 0;
+}
+
+int cell_send_start(struct eng_cell *cell, struct err *e)
+{
+	int rc = cell->proc->snap ? prepared_send_run(cell, e)
+				  : send_start(cell, e);
+
 	if (rc)
-		return err_set(e, rc, "the shell takes no start: %s",
-			       strerror(-rc));
+		return rc;
 	proc_expect_start(cell->proc, true);
 	if (!cell->own)
 		starting_soon(cell);

@@ -33,6 +33,8 @@ enum cp_type {
 	    1,	       // fds: state, memory template [, disk template, overlay]
 	CP_START_BOOT, // fds: kernel [, initrd] [, disk template, overlay]
 	CP_GO,	       // after CP_MAPPED, when a resumed VM's pages are laid
+	CP_PREPARE,    // as CP_START_THAW, but wait for CP_RUN
+	CP_RUN,	       // bytes for the mailbox
 
 	// thawd to the device thread (ctl socket)
 	CP_STARTING = 16, // a start is under way: report how it went
@@ -50,6 +52,7 @@ enum cp_type {
 	// vCPU-0 thread to thawd (ctl socket)
 	CP_MAPPED = 64,
 	CP_FAILED, // text: the cell gives up (either thread)
+	CP_PREPARED,  // CP_PREPARE is done: all but the guest's time is in place
 
 	// device thread to thawd (ctl socket)
 	CP_HELLO =
@@ -103,7 +106,7 @@ struct cp_zero_extent {
 	uint32_t pgno, npages;
 };
 
-struct cp_start { // CP_START_THAW and CP_START_BOOT
+struct cp_start { // CP_START_THAW, CP_START_BOOT and CP_PREPARE
 	uint32_t flags;
 	uint32_t mem_mib, vcpus; // the shell's; what a blank is to become
 	uint64_t disk_bytes;

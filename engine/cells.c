@@ -681,6 +681,7 @@ void eng_cells_destroy(struct eng_cells *c)
 	if (!c)
 		return;
 	c->stopping = true;
+	prepared_forget_all(c);
 	for (struct eng_cell *cell = c->cells; cell; cell = next) {
 		next = cell->next;
 		cell->ev = NULL;

@@ -32,6 +32,7 @@ void eng_cells_want(struct eng_cells *c, uint32_t mem_mib, unsigned vcpus);
 unsigned
 eng_cells_ready(const struct eng_cells *c); // shells ready, all classes
 unsigned eng_cells_blanks_ready(const struct eng_cells *c);
+unsigned eng_cells_prepared_ready(const struct eng_cells *c); // of all images
 
 // Why a cell ended.
 enum eng_end {

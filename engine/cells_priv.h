@@ -37,6 +37,7 @@ struct eng_cells {
 	struct eng_cell *cells;
 	struct cell_class *classes;
 	struct cell_class *blank; // that of blanks, or NULL: none are kept
+	struct prepared_set *prepared; // cell_prepare.c's
 	struct eng_snap *snaps;
 	uint8_t *slots; // in use, one byte each; cfg.max_cells of them
 	uint64_t next_id, next_template_id;
@@ -56,7 +57,13 @@ struct cell_class {
 	struct eng_cell *waiting, **waiting_tail; // linked by next_waiting
 };
 
-enum proc_state { PROC_SPAWNING, PROC_READY, PROC_BOUND };
+enum proc_state {
+	PROC_SPAWNING,
+	PROC_READY,
+	PROC_PREPARING, // an image is being put into it
+	PROC_PREPARED,	// cell_prepare.c
+	PROC_BOUND,
+};
 
 struct cell_proc {
 	struct cell_proc *next, **prev;
@@ -65,6 +72,9 @@ struct cell_proc {
 	struct cell_class *class;
 	struct eng_cell *cell;	  // when bound
 	struct proc_child *child; // while spawning
+	struct prepared_set *set; // that it is prepared for, until it is taken
+	struct eng_snap *snap;	  // mapped by it since then: a reference
+	int overlay;		  // of its disk, until it is taken; or -1
 	enum proc_state state;
 	bool dying, exited;
 	uint64_t id;
@@ -160,6 +170,24 @@ int blanks_want(struct eng_cells *c, struct err *e); // at the beginning
 // A proc became ready, or is gone: serves who waits for one.
 void class_proc_ready(struct cell_proc *p);
 void class_proc_gone(struct cell_proc *p, const char *why);
+// A prepared one did.
+void class_proc_prepared(struct cell_proc *p, const struct eng_snap *sn);
+
+// --- cell_prepare.c ---------------------------------------------------------
+
+void prepared_used(struct eng_cell *cell); // its image deserves prepared cells
+// One for this very image, or NULL.
+struct cell_proc *prepared_take(struct eng_cell *cell);
+unsigned prepared_lacks(const struct eng_cells *c, const struct cell_class *k);
+// A shell got ready: true when it is being prepared from now on.
+bool prepared_assign(struct cell_proc *p);
+bool prepared_evict(struct eng_cells *c); // ends one; false: there is none
+void prepared_done(struct cell_proc *p);  // CP_PREPARED came
+void prepared_gone(struct cell_proc *p, const char *why);
+void prepared_forget(struct eng_cells *c, const struct eng_snap *sn);
+void prepared_forget_all(struct eng_cells *c);
+int prepared_send_run(struct eng_cell *cell, struct err *e);
+
 // --- cell_proc.c ------------------------------------------------------------
 
 int proc_spawn(struct eng_cells *c, struct cell_class *class,
@@ -179,6 +207,7 @@ uint64_t proc_private_bytes(const struct cell_proc *p);
 
 // --- cell_start.c -----------------------------------------------------------
 
+int overlay_make(uint64_t bytes, int *out, struct err *e);
 int cell_make_overlay(struct eng_cell *cell, struct err *e);
 // Hands the cell's start to its proc.
 int cell_send_start(struct eng_cell *cell, struct err *e);

@@ -312,6 +312,9 @@ void eng_template_drop(struct eng_cells *c, const struct pgc_id *id)
 	if (!sn)
 		return;
 	sn->drop = true;
+	sn->refs++; // prepared cells have theirs
+	prepared_forget(c, sn);
+	sn->refs--;
 	if (sn->refs == 0)
 		snap_free(sn);
 }

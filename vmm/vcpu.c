@@ -280,25 +280,51 @@ static int run_loop(struct vcpu *v)
 	}
 }
 
+// One KVM_RUN with a signal pending that is blocked outside of it. KVM then goes
+// all the way but for the guest's first instruction; with immediate_exit it would
+// turn around before it does anything that is worth doing ahead.
+static int run_with_signal(struct vcpu *v, const sigset_t *blocked)
+{
+	struct {
+		struct kvm_signal_mask head;
+		uint8_t set[8]; // the kernel's sigset
+	} m = {.head.len = 8};
+	struct kvm_signal_mask *none = NULL;
+	int rc;
+
+	// Inside KVM_RUN: all but the kick stay as they are outside.
+	for (int sig = 1; sig <= 64; sig++)
+		if (sig != KICK_SIGNAL && sigismember(blocked, sig) > 0)
+			m.set[(sig - 1) / 8] |= (uint8_t)(1 << (sig - 1) % 8);
+	if (ioctl(v->fd, KVM_SET_SIGNAL_MASK, &m) < 0)
+		return -errno;
+	rc = kvm_run(v) < 0 ? -errno : 0;
+	if (ioctl(v->fd, KVM_SET_SIGNAL_MASK, none) < 0)
+		return -errno;
+	return rc;
+}
+
 int vmm_warm(struct vmm *vm, struct err *e)
 {
+	static const struct timespec now;
 	struct vcpu *v = &vm->vcpu[0];
-	int rc = 0;
+	sigset_t kick, old;
+	int rc;
 
-	pthread_mutex_lock(&vm->lock);
 	if (v->entered || vm->gate != GATE_CLOSED)
-		rc = err_set(e, -EBUSY, "the VM was started already");
-	pthread_mutex_unlock(&vm->lock);
-	if (rc)
-		return rc;
-	__atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
-	if (kvm_run(v) == 0 || (errno != EINTR && errno != EAGAIN))
-		rc = err_set(e, -EIO, "KVM_RUN does not return at once");
-	pthread_mutex_lock(&vm->lock);
-	if (vm->gate == GATE_CLOSED) // else somebody's kick keeps it set
-		__atomic_store_n(&v->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
-	pthread_mutex_unlock(&vm->lock);
-	return rc;
+		return err_set(e, -EBUSY, "the VM was started already");
+	sigemptyset(&kick);
+	sigaddset(&kick, KICK_SIGNAL);
+	pthread_sigmask(SIG_BLOCK, &kick, &old);
+	pthread_kill(pthread_self(), KICK_SIGNAL);
+	rc = run_with_signal(v, &old);
+	while (sigtimedwait(&kick, NULL, &now) < 0 && errno == EINTR)
+		;
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (rc == -EINTR || rc == -EAGAIN)
+		return 0;
+	return err_set(e, rc ? rc : -EIO, "KVM_RUN ran where it should not: %s",
+		       strerror(-rc));
 }
 
 int vmm_vcpu_run(struct vmm *vm, unsigned index)

@@ -5,6 +5,11 @@
 // runs of zeroes, close the template and the userfaultfd. No guest code has run
 // and nothing has touched the memory before it is registered, so no hole of the
 // template can be read as zeroes. thawd and the keeper hold the userfaultfd.
+//
+// A PREPARE does all of that ahead, for one image, and loads all of the state that
+// does not depend on the moment. Then the thread says PREPARED and waits on; what
+// is left for RUN is the clocks and the first KVM_RUN. Until then
+// nothing touches guest memory, so that a prepared cell never has a fault.
 #include <errno.h>
 #include <linux/userfaultfd.h>
 #include <string.h>
@@ -103,23 +108,32 @@ static int load_state(struct cell *c, const struct start *st, int fd,
 		 fd, 0);
 	if (p == MAP_FAILED)
 		return err_sys(e, "cannot map the saved state");
-	rc = vmm_state_load(c->vm, p, st->s.state_len, e);
+	rc = st->type == CP_PREPARE
+		 ? vmm_state_prepare(c->vm, p, st->s.state_len, e)
+		 : vmm_state_load(c->vm, p, st->s.state_len, e);
 	munmap(p, st->s.state_len);
 	return rc;
+}
+
+static void say(enum cp_type type)
+{
+	uint8_t buf[CP_HEAD];
+	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
+
+	cp_begin(&w, type);
+	if (cp_send(CP_FD_CTL, &w, NULL, 0))
+		_exit(0);
 }
 
 static int wait_go(struct err *e)
 {
 	uint8_t buf[CP_HEAD];
-	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
 	struct wire_reader r;
 	int fds[CP_MAX_FDS];
 	unsigned nfds;
 	ssize_t n;
 
-	cp_begin(&w, CP_MAPPED);
-	if (cp_send(CP_FD_CTL, &w, NULL, 0))
-		_exit(0);
+	say(CP_MAPPED);
 	n = cp_recv(CP_FD_BOOT, 0, buf, sizeof(buf), fds, &nfds);
 	if (n <= 0)
 		_exit(0);
@@ -127,6 +141,13 @@ static int wait_go(struct err *e)
 	if (cp_head(&r) != CP_GO || !cp_ok(&r) || nfds)
 		return err_set(e, -EBADMSG, "expected GO");
 	return 0;
+}
+
+static int put_mail(struct cell *c, const void *bytes, size_t n, struct err *e)
+{
+	int rc = n ? vmm_mailbox_put(c->vm, bytes, n) : 0;
+
+	return rc ? err_set(e, rc, "the mailbox cannot take %zu bytes", n) : 0;
 }
 
 static int start_thaw(struct cell *c, struct start *st, struct err *e)
@@ -152,13 +173,7 @@ static int start_thaw(struct cell *c, struct start *st, struct err *e)
 	if (!rc)
 		rc = load_state(c, st, state, e);
 	fd_close(&state);
-	if (!rc && st->s.mailbox_len) {
-		rc = vmm_mailbox_put(c->vm, st->s.mailbox, st->s.mailbox_len);
-		if (rc)
-			err_set(e, rc, "the mailbox cannot take %zu bytes",
-				st->s.mailbox_len);
-	}
-	return rc;
+	return rc ? rc : put_mail(c, st->s.mailbox, st->s.mailbox_len, e);
 }
 
 static int map_file(int fd, const void **p, size_t *len, struct err *e)
@@ -238,27 +253,58 @@ static int take_size(struct cell *c, const struct start *st, struct err *e)
 	return 0;
 }
 
-static int receive_start(struct cell *c, struct err *e)
+static ssize_t receive(struct wire_reader *r)
 {
-	struct wire_reader r;
 	ssize_t n = cp_recv(CP_FD_BOOT, 0, start_msg, sizeof(start_msg),
 			    start.fds, &start.nfds);
-	int rc;
 
 	if (n <= 0)
 		_exit(0); // thawd has no more use for this shell
-	r = wire_reader_of(start_msg, (size_t)n);
-	start.type = cp_head(&r);
-	if ((start.type != CP_START_THAW && start.type != CP_START_BOOT) ||
+	*r = wire_reader_of(start_msg, (size_t)n);
+	start.type = cp_head(r);
+	return n;
+}
+
+static int run_prepared(struct cell *c, struct err *e)
+{
+	struct wire_reader r;
+	size_t n;
+	int rc;
+
+	rc = vmm_warm(c->vm, e);
+	if (rc)
+		return rc;
+	warm_up();
+	say(CP_PREPARED);
+	receive(&r);
+	if (start.type != CP_RUN || start.nfds)
+		return err_set(e, -EBADMSG, "expected the run of a prepared "
+					    "cell");
+	c->mapped_ns = util_now_ns();
+	n = wire_left(&r);
+	rc = put_mail(c, wire_borrow(&r, n), n, e);
+	return rc ? rc : vmm_state_finish(c->vm, e);
+}
+
+static int receive_start(struct cell *c, struct err *e)
+{
+	struct wire_reader r;
+	int rc;
+
+	receive(&r);
+	if ((start.type != CP_START_THAW && start.type != CP_START_BOOT &&
+	     start.type != CP_PREPARE) ||
 	    cp_get_start(&r, (enum cp_type)start.type, &start.s))
 		return err_set(e, -EBADMSG, "expected a start");
 	rc = take_size(c, &start, e);
 	if (rc)
 		return rc;
-	rc = start.type == CP_START_THAW ? start_thaw(c, &start, e)
-					 : start_boot(c, &start, e);
+	rc = start.type == CP_START_BOOT ? start_boot(c, &start, e)
+					 : start_thaw(c, &start, e);
 	if (!rc && start.next != start.nfds)
 		rc = err_set(e, -EBADMSG, "a start with spare descriptors");
+	if (!rc && start.type == CP_PREPARE)
+		rc = run_prepared(c, e);
 	return rc;
 }
 
@@ -268,7 +314,7 @@ void *cell_vcpu0(void *arg)
 	struct err e = ERR_INIT;
 
 	warm_up();
-	if (receive_start(c, &e))
+	if ((c->vm && vmm_warm(c->vm, &e)) || receive_start(c, &e))
 		cell_die(&e);
 	c->loaded_ns = util_now_ns();
 	atomic_store_explicit(&c->phase, CELL_RUNNING, memory_order_release);

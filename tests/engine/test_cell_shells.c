@@ -10,7 +10,7 @@
 TestSuite(cell_shells, .timeout = 120);
 
 static struct rig rig;
-static struct rig_vm vm[5];
+static struct rig_vm vm[7];
 
 static bool two_ready(void *arg)
 {
@@ -256,8 +256,15 @@ Test(cell_shells, a_blank_of_four_gib)
 	from_blanks(4096, 1);
 }
 
-// A shell of the class is better; with none, and no blank, a process is made.
-Test(cell_shells, shells_before_blanks_before_none)
+static bool two_prepared(void *arg)
+{
+	(void)arg;
+	return eng_cells_prepared_ready(rig.cells) == 2;
+}
+
+// Best is a cell with the image in place, then a shell of the class; with none,
+// and no blank, a process is made.
+Test(cell_shells, prepared_before_shells_before_blanks_before_none)
 {
 	struct rig_opts o = {.shells = 2, .blanks = 1}, none = {0};
 	struct pgc_id img;
@@ -274,22 +281,26 @@ Test(cell_shells, shells_before_blanks_before_none)
 	rig_thaw(&rig, &vm[0], &img, NULL); // opens the snapshot
 	cr_assert_eq(eng_cells_blanks_ready(rig.cells), 1u);
 	cr_assert(rig_until(&rig, two_ready, NULL, 10000));
-	// Three at once: two shells, then the blank; and one more.
-	for (int i = 1; i < 4; i++)
+	cr_assert(rig_until(&rig, two_prepared, NULL, 10000));
+	// Five at once: two prepared ones, two shells, then the blank; one more.
+	for (int i = 1; i < 6; i++) {
 		rig_launch(&rig, &vm[i], &(struct eng_thaw_req){.base = img});
-	cr_assert_neq(eng_cell_pid(vm[1].cell), blank);
-	cr_assert_neq(eng_cell_pid(vm[2].cell), blank);
-	cr_assert_eq(eng_cell_pid(vm[3].cell), blank);
-	rig_launch(&rig, &vm[4], &(struct eng_thaw_req){.base = img});
-	cr_assert_eq(eng_cell_pid(vm[4].cell), 0);
-	for (int i = 0; i < 5; i++) {
+		cr_assert_eq(eng_cells_prepared_ready(rig.cells),
+			     i < 2 ? 1u : 0u);
+		cr_assert_eq(eng_cells_ready(rig.cells),
+			     i < 3 ? 2u : i == 3 ? 1u : 0u);
+		cr_assert_eq(eng_cell_pid(vm[i].cell) == blank, i == 5);
+	}
+	rig_launch(&rig, &vm[6], &(struct eng_thaw_req){.base = img});
+	cr_assert_eq(eng_cell_pid(vm[6].cell), 0);
+	for (int i = 0; i < 7; i++) {
 		cr_assert(rig_until(&rig, rig_is_started, &vm[i], 10000), "%s",
 			  vm[i].detail);
 		cr_assert_str_eq(rig_cmd(&vm[i], "check 7 16M 1M"), "GOOD 256");
 	}
 	await_blanks(1);
 	cr_assert(rig_until(&rig, two_ready, NULL, 10000));
-	for (int i = 0; i < 5; i++)
+	for (int i = 0; i < 7; i++)
 		rig_kill(&vm[i]);
 	rig_close(&rig);
 
