@@ -35,6 +35,7 @@ enum cli_complete { // what its arguments are, for completion
 	COMPLETE_IMAGE,
 	COMPLETE_BOTH,
 	COMPLETE_SHELL,
+	COMPLETE_POOL,
 };
 
 enum { CLI_OPTS_MAX = 24 };
@@ -166,6 +167,7 @@ int cmd_logs(struct cli *c);
 int cmd_suspend(struct cli *c);
 int cmd_resume(struct cli *c);
 int cmd_rm(struct cli *c);
+int cmd_pool(struct cli *c);
 int cmd_events(struct cli *c);
 int cmd_wait(struct cli *c);
 int cmd_stats(struct cli *c);

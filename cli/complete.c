@@ -52,6 +52,7 @@ static const char *ids_of(const struct cli_command *k)
 	case COMPLETE_VM:
 		return "vm";
 	case COMPLETE_IMAGE:
+	case COMPLETE_POOL:
 		return "image";
 	case COMPLETE_BOTH:
 		return "both";
@@ -99,6 +100,8 @@ static void bash_script(void)
 		putchar('\'');
 		if (k->complete == COMPLETE_SHELL)
 			printf("; words+=' bash zsh fish'");
+		if (k->complete == COMPLETE_POOL)
+			printf("; words+=' set ls rm'");
 		if (!strcmp(k->name, "wait"))
 			printf("; words+=' RUNNING SUSPENDED TERMINATED'");
 		if (ids_of(k))
@@ -150,6 +153,10 @@ static void fish_script(void)
 			       "'__fish_seen_subcommand_from %s' -a "
 			       "'(thaw __ids %s 2>/dev/null)'\n",
 			       k->name, ids);
+		if (k->complete == COMPLETE_POOL)
+			printf("complete -c thaw -n "
+			       "'__fish_seen_subcommand_from pool' -a 'set ls "
+			       "rm'\n");
 		if (k->complete == COMPLETE_SHELL)
 			printf("complete -c thaw -n "
 			       "'__fish_seen_subcommand_from %s' -a 'bash zsh "

@@ -205,6 +205,19 @@ const struct cli_command cli_commands[] = {
      {{'f', "force", NULL, "running ones too; unknown ones are no error"},
       OPT_NO_WAIT,
       OPT_TIMEOUT}},
+    {"pool",
+     "set IMAGE N | ls | rm IMAGE...",
+     "microVMs that wait parked for a run",
+     "thaw-pool keeps N microVMs of IMAGE thawed and stopped; a run takes one "
+     "of them\n"
+     "instead of thawing. Their memory counts, but a run that needs it gets "
+     "it.\n",
+     1,
+     -1,
+     false,
+     COMPLETE_POOL,
+     cmd_pool,
+     {OPT_NO_HEADER}},
     {"events",
      "",
      "show state changes",

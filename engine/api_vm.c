@@ -23,7 +23,7 @@ static json_t *labels_of(const struct reg_vm *vm)
 
 static json_t *thaw_part(const struct reg_vm *vm)
 {
-	const struct eng_cell *cell = eng_vm_cell(vm);
+	pid_t pid = eng_vm_pid(vm);
 	json_t *t = json_pack("{s:s,s:o,s:i,s:i,s:b,s:b,s:o,s:i,s:i}", "name",
 			      vm->name, "labels", labels_of(vm), "memoryMiB",
 			      (int)vm->mem_mib, "vcpus", (int)vm->vcpus,
@@ -36,8 +36,8 @@ static json_t *thaw_part(const struct reg_vm *vm)
 	if (vm->suspended_ms)
 		json_object_set_new(t, "suspendedAt",
 				    api_seconds(vm->suspended_ms));
-	if (cell)
-		json_object_set_new(t, "pid", json_integer(eng_cell_pid(cell)));
+	if (pid)
+		json_object_set_new(t, "pid", json_integer(pid));
 	return t;
 }
 

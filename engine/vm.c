@@ -356,6 +356,11 @@ struct eng_cell *eng_vm_cell(const struct reg_vm *vm)
 	return vm->state == VM_RUNNING && vm->live ? vm->live->cell : NULL;
 }
 
+pid_t eng_vm_pid(const struct reg_vm *vm)
+{
+	return vm->live && vm->live->cell ? eng_cell_pid(vm->live->cell) : 0;
+}
+
 struct vmlog *eng_vm_log(struct eng_vms *m, struct reg_vm *vm, bool *owned,
 			 struct err *e)
 {

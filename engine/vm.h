@@ -83,6 +83,7 @@ const char *eng_vm_op_error(const struct reg_vm *vm);
 void eng_vm_late_timings(const struct reg_vm *vm, json_t *timings);
 // Its cell, while RUNNING; NULL otherwise.
 struct eng_cell *eng_vm_cell(const struct reg_vm *vm);
+pid_t eng_vm_pid(const struct reg_vm *vm); // its cell's; 0: none
 // Its log; NULL and why when it cannot be had. `owned`: the microVM has ended,
 // and the caller closes what it got.
 struct vmlog *eng_vm_log(struct eng_vms *m, struct reg_vm *vm, bool *owned,

@@ -416,3 +416,52 @@ Test(registry, states_have_names)
 	}
 	cr_expect_neq(eng_state_parse("RESUMING", &s), 0);
 }
+
+static void exec_sql(const char *sql)
+{
+	sqlite3 *db;
+	char *why = NULL;
+
+	cr_assert_eq(sqlite3_open(path, &db), SQLITE_OK);
+	cr_assert_eq(sqlite3_exec(db, sql, NULL, NULL, &why), SQLITE_OK, "%s",
+		     why);
+	sqlite3_close(db);
+}
+
+// Pools come back; a file of schema version 1 gets their table.
+Test(registry, pools)
+{
+	struct reg_image *im = eng_reg_image_add(reg, "img");
+	struct reg_pool *p = eng_reg_pool_add(reg, "img");
+	struct reg_txn *t = eng_reg_begin(reg);
+
+	p->size = 7;
+	p->hits = 1ull << 40;
+	p->wasted = 3;
+	eng_reg_put_image(t, im);
+	eng_reg_put_pool(t, p);
+	eng_reg_commit(t);
+	close_reg();
+	open_reg();
+	p = eng_reg_pool(reg, "img");
+	cr_assert_not_null(p);
+	cr_assert(p->size == 7 && p->hits == 1ull << 40 && p->wasted == 3 &&
+		  p->misses == 0);
+	t = eng_reg_begin(reg);
+	eng_reg_del_pool(t, p);
+	eng_reg_commit(t);
+	close_reg();
+	exec_sql("DROP TABLE pools; PRAGMA user_version=1");
+	open_reg();
+	cr_assert(!fresh);
+	cr_assert_null(eng_reg_pool(reg, "img"));
+	cr_assert_not_null(eng_reg_image(reg, "img"));
+	p = eng_reg_pool_add(reg, "img");
+	p->size = 2;
+	t = eng_reg_begin(reg);
+	eng_reg_put_pool(t, p);
+	eng_reg_commit(t);
+	close_reg();
+	open_reg();
+	cr_assert_eq(eng_reg_pool(reg, "img")->size, 2);
+}
