@@ -201,15 +201,14 @@ static int create_cpus(struct vmm *vm, const struct vmm_config *cfg,
 	return rc;
 }
 
-static int create_devices(struct vmm *vm, const struct vmm_config *cfg,
-			  struct err *e)
+// What needs no KVM.
+static int create_devices(struct vmm *vm, int console_fd, struct err *e)
 {
 	int rc = loop_init(vm, e);
 
 	if (rc)
 		return rc;
-	console_init(&vm->console, cfg->console_fd, vm->console_wake);
-	ioapic_init(&vm->ioapic, vm->fd);
+	console_init(&vm->console, console_fd, vm->console_wake);
 	serial_init(&vm->serial, &vm->console, &vm->ioapic);
 	vm->vio_host =
 	    (struct vio_host){&vm->mem, vm, vio_irq, vio_status, vmm_watch};
@@ -258,25 +257,40 @@ static int config_check(const struct vmm_config *cfg, struct err *e)
 	return 0;
 }
 
-int vmm_create(struct vmm **out, const struct vmm_config *cfg, struct err *e)
+int vmm_begin(struct vmm **out, int console_fd, struct err *e)
 {
-	struct vmm *vm;
-	int rc = config_check(cfg, e);
+	struct vmm *vm = calloc(1, sizeof(*vm));
+	int rc;
 
 	*out = NULL;
-	if (rc)
-		return rc;
-	vm = calloc(1, sizeof(*vm));
 	if (!vm)
 		return err_set(e, -ENOMEM, "no memory for a VM object");
 	init_object(vm);
 	vcpu_signal_init();
+	rc = create_devices(vm, console_fd, e);
+	if (rc) {
+		vmm_destroy(vm);
+		return rc;
+	}
+	*out = vm;
+	return 0;
+}
+
+int vmm_create(struct vmm **out, const struct vmm_config *cfg, struct err *e)
+{
+	struct vmm *vm = cfg->begun;
+	int rc = config_check(cfg, e);
+
+	*out = NULL;
+	if (rc == 0 && !vm)
+		rc = vmm_begin(&vm, cfg->console_fd, e);
+	if (rc)
+		return rc;
 	vm->nvcpus = cfg->vcpus;
 	rc = create_kvm(vm, cfg, e);
 	if (rc == 0)
 		rc = create_cpus(vm, cfg, e);
-	if (rc == 0)
-		rc = create_devices(vm, cfg, e);
+	ioapic_init(&vm->ioapic, vm->fd);
 	if (rc) {
 		vmm_destroy(vm);
 		return rc;

@@ -443,6 +443,7 @@ int cell_make_vm(struct cell *c, uint32_t mem_mib, uint32_t vcpus,
 	    .vcpus = vcpus,
 	    .console_fd = CP_FD_CONSOLE,
 	    .mem_at = c->mem_at,
+	    .begun = ptr_steal(c->begun),
 	};
 	int rc = vmm_create(&c->vm, &cfg, e);
 
@@ -480,7 +481,8 @@ static void make_blank(struct cell *c)
 		err_sys(&e, "cannot reserve addresses for guest memory");
 		cell_die(&e);
 	}
-	if (vmm_prepare(CP_FD_KVM, &e))
+	if (vmm_prepare(CP_FD_KVM, &e) ||
+	    vmm_begin(&c->begun, CP_FD_CONSOLE, &e))
 		cell_die(&e);
 }
 

@@ -21,7 +21,11 @@
 #include "cell.h"
 #include "jail.h"
 
-enum { PAGE = 4096, WARM_STACK = 48 * 1024 };
+enum {
+	PAGE = 4096,
+	WARM_STACK = 48 * 1024,
+	SMALL_STATE = 16 * 1024, // one of a vCPU or two
+};
 
 struct start { // a START message, taken apart
 	int type;
@@ -44,8 +48,8 @@ static int map_fixed(void *at, size_t len, int fd, struct err *e)
 static int map_template(struct cell *c, const struct start *st, int fd,
 			struct err *e)
 {
-	char *base = vmm_mem_base(c->vm);
-	uint64_t bytes = vmm_mem_bytes(c->vm);
+	char *base = c->vm ? vmm_mem_base(c->vm) : c->mem_at;
+	uint64_t bytes = (uint64_t)st->s.mem_mib << 20;
 	struct uffdio_register reg = {
 	    .range = {(uintptr_t)base, bytes},
 	    .mode = UFFDIO_REGISTER_MODE_MISSING,
@@ -94,24 +98,38 @@ static int attach_disk(struct cell *c, struct start *st, struct err *e)
 	return rc; // on an error the process ends
 }
 
-// The state arrives sealed: what is validated cannot change any more.
+static int apply_state(struct cell *c, const struct start *st, const void *p,
+		       struct err *e)
+{
+	return st->type == CP_PREPARE
+		   ? vmm_state_prepare(c->vm, p, st->s.state_len, e)
+		   : vmm_state_load(c->vm, p, st->s.state_len, e);
+}
+
+// The state arrives sealed: what is validated cannot change any more. A small
+// one is read, which is faster than to map it, into memory that is there.
+static _Alignas(64) uint8_t small_state[SMALL_STATE];
+
 static int load_state(struct cell *c, const struct start *st, int fd,
 		      struct err *e)
 {
+	size_t len = st->s.state_len;
 	void *p;
 	int rc;
 
-	if (st->s.state_len == 0 || st->s.state_len > VMM_STATE_MAX)
-		return err_set(e, -EBADMSG, "a state of %u bytes",
-			       st->s.state_len);
-	p = mmap(NULL, st->s.state_len, PROT_READ, MAP_SHARED | MAP_POPULATE,
-		 fd, 0);
+	if (len == 0 || len > VMM_STATE_MAX)
+		return err_set(e, -EBADMSG, "a state of %zu bytes", len);
+	if (len <= sizeof(small_state)) {
+		rc = util_pread_all(fd, small_state, len, 0);
+		if (rc)
+			return err_set(e, rc, "cannot read the saved state");
+		return apply_state(c, st, small_state, e);
+	}
+	p = mmap(NULL, len, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
 	if (p == MAP_FAILED)
 		return err_sys(e, "cannot map the saved state");
-	rc = st->type == CP_PREPARE
-		 ? vmm_state_prepare(c->vm, p, st->s.state_len, e)
-		 : vmm_state_load(c->vm, p, st->s.state_len, e);
-	munmap(p, st->s.state_len);
+	rc = apply_state(c, st, p, e);
+	munmap(p, len);
 	return rc;
 }
 
@@ -166,6 +184,12 @@ static int start_thaw(struct cell *c, struct start *st, struct err *e)
 		return rc;
 	fd_close(&tmpl);
 	fd_close(&c->uffd);
+	// A blank's memory is laid out before there is a VM, which every change
+	// of a mapping would be told of.
+	if (!c->vm)
+		rc = cell_make_vm(c, st->s.mem_mib, st->s.vcpus, e);
+	if (rc)
+		return rc;
 	c->mapped_ns = util_now_ns();
 	if ((st->s.flags & CP_F_TWO_STEP) && (rc = wait_go(e)))
 		return rc;
@@ -196,6 +220,8 @@ static int start_boot(struct cell *c, struct start *st, struct err *e)
 	int rc, fd = -1;
 
 	fd_close(&c->uffd);
+	if (!c->vm && (rc = cell_make_vm(c, st->s.mem_mib, st->s.vcpus, e)))
+		return rc;
 	rc = map_fixed(vmm_mem_base(c->vm), vmm_mem_bytes(c->vm), -1, e);
 	if (!rc)
 		rc = take_fd(st, &fd, e);
@@ -233,16 +259,20 @@ static void __attribute__((noinline)) warm_up(void)
 	for (size_t i = 0; i < 2 * PAGE; i += PAGE)
 		((volatile uint8_t *)start_msg)[i] = 0;
 	memset(&start, 0, sizeof(start));
+	memset(small_state, 0, sizeof(small_state));
 }
 
 // A shell has its size; a blank takes it on.
 static int take_size(struct cell *c, const struct start *st, struct err *e)
 {
-	if (!c->vm) {
-		int rc = jail_threads(st->s.vcpus + 1, e);
-
-		return rc ? rc
-			  : cell_make_vm(c, st->s.mem_mib, st->s.vcpus, e);
+	if (!c->vm) { // the VM follows
+		if (st->s.mem_mib < VMM_MIN_MEM_MIB ||
+		    st->s.mem_mib > VMM_MAX_MEM_MIB || st->s.vcpus < 1 ||
+		    st->s.vcpus > VMM_MAX_VCPUS)
+			return err_set(e, -EBADMSG,
+				       "a start of %u MiB and %u vCPUs",
+				       st->s.mem_mib, st->s.vcpus);
+		return jail_threads(st->s.vcpus + 1, e);
 	}
 	if (st->s.mem_mib != c->mem_mib || st->s.vcpus != c->vcpus)
 		return err_set(e, -EBADMSG,

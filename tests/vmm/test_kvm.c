@@ -27,7 +27,7 @@ Test(kvm, config_is_judged)
 {
 	struct err e = ERR_INIT;
 	struct vmm *vm = (void *)1;
-	struct vmm_config c = {sizeof(c), -1, 64ull << 20, 1, -1, NULL};
+	struct vmm_config c = {sizeof(c), -1, 64ull << 20, 1, -1, NULL, NULL};
 
 	c.mem_bytes = 63ull << 20;
 	cr_assert_eq(vmm_create(&vm, &c, &e), -EINVAL);

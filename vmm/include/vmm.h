@@ -89,7 +89,14 @@ struct vmm_config {
 	// mem_bytes of them; used instead of a reservation of the room's own,
 	// and left mapped by vmm_destroy().
 	void *mem_at; // or NULL
+	// Optional: what vmm_begin() made, with its console; taken over, also
+	// on an error of anything but the configuration.
+	struct vmm *begun; // or NULL
 };
+
+// Makes the parts of a VM that need neither KVM nor a size, for a vmm_create()
+// that has to be quick. 0 or -errno, *out is then NULL. vmm_destroy() ends it.
+int vmm_begin(struct vmm **out, int console_fd, struct err *e);
 
 // Optional: asks KVM now what each vmm_create() and vmm_state_host_check() of
 // this process would ask it (0.3 ms on a host that is itself a guest). Once,
