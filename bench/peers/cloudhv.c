@@ -20,6 +20,7 @@ struct cloudhv {
 	struct peer_spec spec;
 	bool ondemand;
 	struct vmmproc proc;
+	struct vmmproc_files files;
 	int tty, api; // or -1; tty is the child's end
 	char sock[200], saved[200], log[200];
 };
@@ -85,6 +86,8 @@ static int boot_and_save(struct cloudhv *c, struct err *e)
 	char body[400];
 	int rc = boot(c, e);
 
+	vmmproc_note(&c->files, &c->proc, &c->spec,
+		     (const char *[]){c->spec.elf, NULL});
 	if (!rc)
 		rc = vmmproc_connect(&c->proc, c->sock, &c->api, e);
 	if (!rc)
@@ -157,6 +160,7 @@ static int restore(void *state, const char *command, struct peer_sample *out,
 	snprintf(from, sizeof(from),
 		 "source_url=file://%s,resume=true,memory_restore_mode=%s",
 		 c->saved, c->ondemand ? "ondemand" : "copy");
+	vmmproc_warm(&c->files);
 	*out = (struct peer_sample){.t.t0 = util_now_ns()};
 	rc = launch(c, argv, e);
 	// What is said now waits in the terminal until COM1 is there.

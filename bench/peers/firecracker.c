@@ -22,6 +22,7 @@ struct firecracker {
 	struct peer_spec spec;
 	bool uffd;
 	struct vmmproc proc, handler;
+	struct vmmproc_files files;
 	int api; // or -1
 	char sock[200], memory[200], vmstate[200], uffd_sock[200];
 };
@@ -108,6 +109,7 @@ static int boot_and_save(struct firecracker *f, struct err *e)
 		rc = vmmproc_connect(&f->proc, f->sock, &f->api, e);
 	if (!rc)
 		rc = boot(f, e);
+	vmmproc_note(&f->files, &f->proc, &f->spec, (const char *[]){NULL});
 	if (!rc)
 		rc = put(f, e, "/vm", "{\"state\":\"Paused\"}");
 	if (!rc)
@@ -199,6 +201,7 @@ static int restore(void *state, const char *command, struct peer_sample *out,
 	// The handler has started when the clock does.
 	if (f->uffd)
 		usleep(20000);
+	vmmproc_warm(&f->files);
 	*out = (struct peer_sample){.t.t0 = util_now_ns()};
 	if (!rc)
 		rc = launch(f, e);

@@ -23,6 +23,7 @@ struct qemu {
 	struct peer_spec spec;
 	bool template; // memory in a file of its own
 	struct vmmproc proc;
+	struct vmmproc_files files;
 	int qmp;	 // our end, or -1
 	char text[4096]; // of QMP, read and not yet taken
 	size_t len;
@@ -213,12 +214,16 @@ static int save(struct qemu *q, struct err *e)
 
 static int boot_and_save(struct qemu *q, struct err *e)
 {
+	const char *const also[] = {q->spec.elf, "/etc/ld.so.cache",
+				    "/usr/share/qemu/qboot.rom",
+				    "/usr/share/qemu/pvh.bin", NULL};
 	int rc = launch(q, false, -1, e);
 
 	if (!rc)
 		rc = negotiate(q, e);
 	if (!rc)
 		rc = vmmproc_await(&q->proc, "READY", e);
+	vmmproc_note(&q->files, &q->proc, &q->spec, also);
 	if (!rc)
 		rc = save(q, e);
 	rc = vmmproc_explain(&q->proc, rc, e);
@@ -269,6 +274,7 @@ static int restore(void *state, const char *command, struct peer_sample *out,
 	cleanup_fd int stream = -1;
 	int rc;
 
+	vmmproc_warm(&q->files);
 	*out = (struct peer_sample){.t.t0 = util_now_ns()};
 	stream = open(q->stream, O_RDONLY | O_CLOEXEC);
 	if (stream < 0)

@@ -283,6 +283,52 @@ int vmmproc_path(char *out, size_t cap, const struct peer_spec *spec,
 	return n < 0 || (size_t)n >= cap ? -ENAMETOOLONG : 0;
 }
 
+static void note(struct vmmproc_files *f, const char *path)
+{
+	for (int i = 0; i < f->n; i++) {
+		if (strcmp(f->path[i], path) == 0)
+			return;
+	}
+	if (f->n < (int)ARRAY_SIZE(f->path) &&
+	    strlen(path) < sizeof(f->path[0]))
+		strcpy(f->path[f->n++], path);
+}
+
+void vmmproc_note(struct vmmproc_files *f, const struct vmmproc *p,
+		  const struct peer_spec *spec, const char *const *also)
+{
+	char name[64], line[512];
+	FILE *maps;
+
+	for (; *also; also++)
+		note(f, *also);
+	snprintf(name, sizeof(name), "/proc/%d/maps", p->pid);
+	maps = fopen(name, "re");
+	while (maps && fgets(line, sizeof(line), maps)) {
+		char *path = strchr(line, '/');
+
+		line[strcspn(line, "\n")] = '\0';
+		if (path && strncmp(path, "/dev/", 5) != 0 &&
+		    strncmp(path, spec->dir, strlen(spec->dir)) != 0 &&
+		    access(path, R_OK) == 0)
+			note(f, path);
+	}
+	if (maps)
+		fclose(maps);
+}
+
+void vmmproc_warm(const struct vmmproc_files *f)
+{
+	static char piece[1 << 18];
+
+	for (int i = 0; i < f->n; i++) {
+		cleanup_fd int fd = open(f->path[i], O_RDONLY | O_CLOEXEC);
+
+		while (fd >= 0 && read(fd, piece, sizeof(piece)) > 0)
+			;
+	}
+}
+
 int vmmproc_sync(const struct peer_spec *spec, struct err *e)
 {
 	cleanup_fd int dir =

@@ -65,6 +65,18 @@ int vmmproc_have(const char *binary, const char *option, struct err *e);
 // dir/name
 int vmmproc_path(char *out, size_t cap, const struct peer_spec *spec,
 		 const char *name);
+// The files of a VMM itself: its program, its libraries, and what else it needs that is
+// not the snapshot. A dropped page cache is to be the snapshot's alone: a host that
+// runs VMMs all day has them in memory.
+struct vmmproc_files {
+	char path[96][160];
+	int n;
+};
+// Adds those that the running process has mapped, and `also` (NULL-terminated).
+void vmmproc_note(struct vmmproc_files *f, const struct vmmproc *p,
+		  const struct peer_spec *spec, const char *const *also);
+// Reads them all, so that they are in the page cache.
+void vmmproc_warm(const struct vmmproc_files *f);
 // Writes the peer's files to the disk, so that the page cache can be dropped.
 int vmmproc_sync(const struct peer_spec *spec, struct err *e);
 
