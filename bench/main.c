@@ -27,6 +27,10 @@ static const struct {
      bench_suspend},
     {"clones", "what each of many clones takes from the host's memory",
      bench_clones},
+    {"rate", "restores a second, and latency beside a cold load", bench_rate},
+    {"store", "what the store keeps of an image and of its versions",
+     bench_store},
+    {"pool", "8 clients that claim parked microVMs at once", bench_pool},
     {"peers", "other VMMs' restores of the same guest, beside thaw's",
      bench_peers},
 };

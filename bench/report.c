@@ -1,5 +1,4 @@
 // The report as a table and as JSON.
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 
@@ -63,10 +62,4 @@ json_t *report_json(struct report *r)
 	for (size_t i = 0; i < r->n; i++)
 		json_array_append_new(list, result_json(&r->v[i]));
 	return json_pack("{s:o, s:o}", "host", host_facts(), "results", list);
-}
-
-int report_write(const char *dir, struct report *r, struct err *e)
-{
-	(void)r;
-	return err_set(e, -ENOSYS, "cannot write %s", dir);
 }
