@@ -76,9 +76,9 @@ class Site:
     def out(self, *args, **kw):
         return self.thaw(*args, **kw).stdout.decode(errors="replace").strip()
 
-    def build(self, name, rootfs, *options):
+    def build(self, name, rootfs, *options, memory="384M"):
         return self.thaw("build", name, "--rootfs", rootfs, "--port", str(PORT),
-                         "--memory", "384M", *options, "--", "/usr/bin/python3",
+                         "--memory", memory, *options, "--", "/usr/bin/python3",
                          "/opt/app.py", timeout=900)
 
     def on_terminal(self, *args):

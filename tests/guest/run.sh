@@ -9,6 +9,7 @@
 #   THAW_BIN       the folder of thawd, thaw and the rest
 #   THAW_KERNEL    the guests' kernel, THAW_INITRD their initramfs
 #   THAW_ROOTFS    a tar of a Debian root file system with Flask
+#   THAW_ROOTFS_NUMPY  one with numpy (scripts/rootfs --packages python3-numpy)
 #   THAW_WORK      an empty folder of its own, removed afterwards
 #
 # and has 600 s, or what a line "# timeout: SECONDS" in its head says. One whose

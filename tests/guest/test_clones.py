@@ -1,0 +1,75 @@
+#!/usr/bin/python3
+# timeout: 900
+"""What the copies of a Flask image cost the host, each after one request. TAP."""
+import os
+import sys
+import time
+
+import lifecycle_rig as lr
+from lifecycle_rig import rig
+
+ROOT = os.path.join(lr.HERE, "..", "..")
+CLONES = 16
+site = lr.Site()
+
+
+def used_kib():
+    """Memory in use, but for caches that the kernel gives up when asked. What
+    templates hold is Shmem, so it counts; so do the kernel's own structures."""
+    m = {}
+    with open("/proc/meminfo") as f:
+        for line in f:
+            name, value = line.split(":")
+            m[name] = int(value.split()[0])
+    return (m["MemTotal"] - m["MemFree"] - m["Buffers"] - m["SReclaimable"] -
+            (m["Cached"] - m["Shmem"]))
+
+
+def settled():
+    """`used_kib()` once it changes little: what was ended or made ready a moment
+    ago is done."""
+    last = used_kib()
+    for _ in range(40):
+        time.sleep(0.5)
+        now = used_kib()
+        if abs(now - last) < 256:
+            return now
+        last = now
+    return last
+
+
+def test_clones():
+    site.start()
+    with open(os.path.join(ROOT, "examples", "counter", "app.py")) as f:
+        app = f.read().encode()
+    site.build("flask", lr.rootfs_with(app), "--env", f"PORT={lr.PORT}",
+               memory="192M")
+    # What is ready ahead of need is there before and after; the image's
+    # template is not.
+    site.thawd.restart()
+    time.sleep(5)
+    at = [settled()]
+    for n in range(CLONES):
+        vm = site.run("flask")
+        site.get(vm, "/")
+        p, _ = site.forwards.pop(vm)
+        p.kill()
+        p.wait()
+        at.append(settled())
+    costs = [b - a for a, b in zip(at, at[1:])]
+    first, rest = costs[0], sorted(costs[1:])
+    rig.diag(f"the first of {CLONES} copies costs {first} KiB, the others "
+             f"{rest[0]} to {rest[-1]}, median {rest[len(rest) // 2]} KiB "
+             f"({100 * rest[len(rest) // 2] / first:.1f} %)")
+    mean = sum(rest) / len(rest)
+    rig.check(mean <= 0.25 * first,
+              "each further copy adds at most 25 % of the first, on average",
+              costs)
+    rig.check(rest[-2] <= 0.25 * first,
+              "and so does each by itself, but for one disturbed", costs)
+    rig.check(len(set(site.out("ps", "-q").split())) == CLONES, "all are alive")
+
+
+status = rig.main([test_clones])
+site.close()
+sys.exit(status)

@@ -1,0 +1,81 @@
+#!/usr/bin/python3
+# timeout: 900
+"""What a Python and numpy image takes in the store, and what further versions
+of its application add. Ten versions would take too long here: three are made, and
+the dearest addition stands for the other nine. TAP."""
+import json
+import os
+import subprocess
+import sys
+
+import lifecycle_rig as lr
+from lifecycle_rig import rig
+
+ROOT = os.path.join(lr.HERE, "..", "..")
+VERSIONS = 3
+site = lr.Site()
+store = os.path.join(site.thawd.state, "store")
+sizes = []
+
+
+def app(n):
+    with open(os.path.join(ROOT, "examples", "dot", "app.py")) as f:
+        text = f.read()
+    assert text.count('VERSION = "1"') == 1
+    return text.replace('VERSION = "1"', f'VERSION = "{n}"').encode()
+
+
+def store_bytes():
+    return sum(os.path.getsize(os.path.join(d, f))
+               for d, _, files in os.walk(store) for f in files)
+
+
+def image(name):
+    return [i for i in json.loads(site.out("images", "--json"))
+            if i["name"] == name][0]["versions"][0]["sizes"]
+
+
+def test_versions():
+    site.start()
+    for n in range(1, VERSIONS + 1):
+        before = store_bytes()
+        site.build(f"dot{n}", lr.rootfs_with(app(n)), "--env", f"PORT={lr.PORT}")
+        sizes.append(store_bytes() - before)
+        rig.diag(f"version {n}: {sizes[-1] / 2**20:.1f} MiB, "
+                 f"{100 * sizes[-1] / sizes[0]:.1f} % of the first, "
+                 f"{image(f'dot{n}')}")
+    more = max(sizes[1:])
+    rig.check(more <= 0.15 * sizes[0],
+              "a second version adds at most 15 % of the first", sizes)
+    rig.check(sizes[0] + 9 * more <= 2.5 * sizes[0],
+              "ten versions cost at most 2.5 times one", sizes)
+
+
+def test_answers():
+    for n in (1, VERSIONS):
+        vm = site.run(f"dot{n}")
+        j = json.loads(site.get(vm, "/"))
+        rig.equal((j["version"], j["n"]), (str(n), 256),
+                  f"version {n} multiplies")
+        rig.equal(json.loads(site.get(vm, "/?7"))["trace"], 49.0,
+                  f"version {n} multiplies what it is told")
+        site.out("rm", "-f", vm)
+
+
+def test_counted():
+    site.thawd.stop()
+    r = subprocess.run([os.path.join(lr.BIN, "store-size"), store],
+                       stdout=subprocess.PIPE, check=True)
+    c = json.loads(r.stdout)
+    size = store_bytes()
+    rig.diag(f"{VERSIONS} versions: {c['nonzeroBytes'] >> 20} MiB not zero, "
+             f"{size >> 20} MiB stored, "
+             f"{size / c['uniqueLz4Bytes']:.3f} x lz4 of unique pages")
+    rig.check(size <= 1.10 * c["uniqueLz4Bytes"],
+              "the store is at most 1.10 x the lz4 size of its unique pages", c)
+
+
+os.environ["THAW_ROOTFS"] = os.environ["THAW_ROOTFS_NUMPY"]
+status = rig.main([test_versions, test_answers, test_counted])
+site.close()
+sys.exit(status)
