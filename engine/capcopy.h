@@ -52,4 +52,7 @@ int capcopy_put(struct capcopy *c, struct pgc_builder *b, struct err *e);
 bool capcopy_is_done(const struct capcopy *c);
 void capcopy_free(struct capcopy *c);
 
+// This thread is one for whom parked guests wait: it goes before those that hash.
+void capcopy_hurry(void);
+
 #endif

@@ -20,8 +20,10 @@
 // whatever fails before, the guest is unparked and nothing was published. What
 // the cell says (its state) is hostile; what it wrote is read by thawd itself.
 //
-// Copiers are workers for the secure step only: a parked guest never waits
-// behind somebody's hashing.
+// A parked guest waits for as little as possible: copiers are workers for the
+// secure step only, so none waits behind somebody's hashing, and PARKING guests
+// at most are between their order to pause and their first copy. Who comes later
+// waits its turn and runs. A guest that does not stop at once keeps no place.
 //
 // A snapshot of a thawed microVM has its image as parent and holds the written
 // pages. Blocks of a resumed one's disk that it never loaded are referred to in
@@ -40,6 +42,8 @@ enum {
 	PAUSE_TIMEOUT_MS = 10000,
 	ANSWER_TIMEOUT_MS = 30000,
 	COPIERS = 2,
+	PARKING = 2,
+	PLACE_MS = 50, // after which a guest that does not stop has no place
 	SPARE_BYTES = 2 << 20, // of the copy, for what it writes meanwhile
 };
 
@@ -49,7 +53,8 @@ struct capture {
 	struct cell_job job; // first: of all workers' steps
 	struct eng_cell *cell;
 	struct pgc_id id;
-	bool image, keep_running, parked, published;
+	struct capture *next; // in the queue of those that wait for a place
+	bool image, keep_running, parked, published, has_place;
 	enum capture_step step;
 	char *config;
 	void (*done)(void *ctx, int rc, const char *why,
@@ -109,6 +114,57 @@ static void unpark(struct capture *cap)
 			 "the cell does not take the order to go on");
 }
 
+// --- places ---------------------------------------------------------------
+
+static void order_pause(struct capture *cap);
+
+static void place_give(struct eng_cells *c)
+{
+	while (c->capture_queue && c->capture_parking < PARKING) {
+		struct capture *cap = c->capture_queue;
+
+		c->capture_queue = cap->next;
+		c->capture_parking++;
+		cap->has_place = true;
+		order_pause(cap);
+	}
+}
+
+static void place_free(struct capture *cap)
+{
+	struct eng_cells *c = cap->cell->c;
+
+	if (!cap->has_place)
+		return;
+	cap->has_place = false;
+	c->capture_parking--;
+	place_give(c);
+}
+
+static void place_wait(struct capture *cap)
+{
+	struct capture **at = &cap->cell->c->capture_queue;
+
+	while (*at)
+		at = &(*at)->next;
+	cap->next = NULL;
+	*at = cap;
+	place_give(cap->cell->c);
+}
+
+static void place_leave(struct capture *cap)
+{
+	struct capture **at = &cap->cell->c->capture_queue;
+
+	while (*at && *at != cap)
+		at = &(*at)->next;
+	if (*at)
+		*at = cap->next;
+	place_free(cap);
+}
+
+// --- the end ----------------------------------------------------------------
+
 static uint64_t parked_ns(const struct capture *cap, int rc, uint64_t now)
 {
 	uint64_t end =
@@ -125,6 +181,7 @@ static void finish(struct capture *cap, int rc, const char *why)
 	struct eng_capture_stats *st = &cap->st;
 	uint64_t now = util_now_ns();
 
+	place_leave(cap);
 	if (rc)
 		unpark(cap);
 	st->total_ns = now - cap->asked_ns;
@@ -268,6 +325,7 @@ static void secure_work(struct cell_job *j)
 {
 	struct capture *cap = (struct capture *)j;
 
+	capcopy_hurry();
 	cap->rc = take_state(cap);
 	if (!cap->rc)
 		cap->rc = list_written(cap);
@@ -362,6 +420,7 @@ static void build_done(struct cell_job *j);
 // After each step that follows a pause.
 static void build_on(struct capture *cap)
 {
+	place_free(cap);
 	if (cap->rc || cap->published) {
 		finish(cap, cap->rc, cap->err.msg);
 		return;
@@ -426,13 +485,17 @@ static void answer_late(void *ctx)
 {
 	struct capture *cap = ctx;
 
+	if (cap->has_place) {
+		eng_timer_set(cap->timer, ANSWER_TIMEOUT_MS - PLACE_MS);
+		place_free(cap);
+		return;
+	}
 	cell_end(cap->cell, ENG_END_FATAL,
 		 "the cell did not answer an order to pause");
 }
 
-static void prepare_done(struct cell_job *j)
+static void order_pause(struct capture *cap)
 {
-	struct capture *cap = (struct capture *)j;
 	struct eng_cell *cell = cap->cell;
 	int rc;
 
@@ -449,7 +512,12 @@ static void prepare_done(struct cell_job *j)
 		finish(cap, rc, cap->err.msg);
 		return;
 	}
-	eng_timer_set(cap->timer, ANSWER_TIMEOUT_MS);
+	eng_timer_set(cap->timer, PLACE_MS);
+}
+
+static void prepare_done(struct cell_job *j)
+{
+	place_wait((struct capture *)j);
 }
 
 static int check_request(const struct eng_cell *cell,

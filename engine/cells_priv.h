@@ -28,6 +28,8 @@ struct eng_cells {
 	struct eng_loop *loop;
 	struct eng_jobs *jobs;
 	struct eng_jobs *copiers; // capture.c's; NULL before the first capture
+	struct capture *capture_queue; // prepared, waiting to be parked
+	unsigned capture_parking;
 	struct pgc_store *store;
 	struct eng_cells_config cfg;
 	int cell_fd, null_fd; // thaw-cell's program; /dev/null

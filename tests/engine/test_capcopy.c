@@ -16,7 +16,7 @@
 
 TestSuite(capcopy, .timeout = 120);
 
-enum { PAGES = 8192, BLOCKS = 4096, MIB = 1 << 20 };
+enum { PAGES = 8192, AFTER = 64, BLOCKS = 4096, MIB = 1 << 20 };
 
 struct other { // the process that is copied from
 	pid_t pid;
@@ -52,9 +52,11 @@ static void start(struct other *o)
 	char path[64], c;
 
 	cr_assert_eq(ftruncate(fd, PAGES * PGC_PAGE), 0);
-	o->mem = mmap(NULL, PAGES * PGC_PAGE, PROT_READ | PROT_WRITE,
-		      MAP_PRIVATE, fd, 0);
+	o->mem = mmap(NULL, (PAGES + AFTER) * PGC_PAGE, PROT_NONE,
+		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	cr_assert(o->mem != MAP_FAILED);
+	cr_assert(mmap(o->mem, PAGES * PGC_PAGE, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_FIXED, fd, 0) != MAP_FAILED);
 	cr_assert_eq(pipe2(ready, O_CLOEXEC), 0);
 	o->pid = fork();
 	cr_assert_geq(o->pid, 0);
@@ -95,7 +97,7 @@ static void end(struct other *o)
 		kill(o->pid, SIGKILL);
 		waitpid(o->pid, NULL, 0);
 	}
-	munmap(o->mem, PAGES * PGC_PAGE);
+	munmap(o->mem, (PAGES + AFTER) * PGC_PAGE);
 	close(o->pagemap);
 	close(o->overlay);
 }
@@ -226,6 +228,38 @@ ParameterizedTest(struct shape *s, capcopy, all_of_it)
 	whole(s);
 }
 
+// When a fill ends, what its two threads read is there.
+Test(capcopy, both_are_waited_for)
+{
+	struct capcopy c = {0};
+	struct capcopy_src src;
+	struct err e = ERR_INIT;
+	struct other o;
+
+	setup();
+	start(&o);
+	src = (struct capcopy_src){o.pid, (uintptr_t)o.mem, o.overlay, jobs};
+	capcopy_prepare(&c, 64 * MIB, true);
+	list(&c, &o);
+	for (int i = 0; i < 100; i++) {
+		uint64_t n = c.list[PGC_MEM].pages;
+
+		memset(c.arena, 0, n * PGC_PAGE);
+		c.in = (struct capcopy_pos){0};
+		cr_assert_eq(capcopy_fill(&c, &src, PGC_MEM, &e), 0);
+		// From the end: there it is that somebody is late.
+		for (uint64_t k = n; k-- > 0;)
+			cr_assert(c.arena[k * PGC_PAGE] ||
+				      c.arena[k * PGC_PAGE + 1] ||
+				      c.arena[k * PGC_PAGE + 9],
+				  "page %lu of %lu", (unsigned long)k,
+				  (unsigned long)n);
+	}
+	capcopy_free(&c);
+	end(&o);
+	teardown();
+}
+
 // What one has, another cannot; what it gives back, it can.
 Test(capcopy, budget)
 {
@@ -266,6 +300,12 @@ Test(capcopy, nobody_there)
 	src.mem_base += (uint64_t)PAGES * PGC_PAGE << 10;
 	cr_assert_eq(capcopy_fill(&c, &src, PGC_MEM, &e), -EFAULT);
 	cr_assert(strlen(e.msg) > 10);
+	capcopy_free(&c);
+	// A part of it is there.
+	list(&c, &o);
+	src.mem_base = (uintptr_t)o.mem + AFTER / 2 * PGC_PAGE;
+	capcopy_prepare(&c, 64 * MIB, false);
+	cr_assert_eq(capcopy_fill(&c, &src, PGC_MEM, &e), -EFAULT);
 	capcopy_free(&c);
 	list(&c, &o);
 	src.mem_base = (uintptr_t)o.mem;
