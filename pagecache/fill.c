@@ -10,22 +10,18 @@
 // reaches it first takes it. From the queues come *batches*: some clusters, the
 // reads for their records, one buffer. A batch whose reads are done is *ready*;
 // draining decodes and installs it cluster by cluster, urgent batches first, a
-// bounded number a call. Prefetch makes batches of its own, larger, in pack
-// order, and only while nothing urgent is under way.
+// bounded number a call. Prefetch has its own way (prefetch.c): it takes MISSING
+// clusters to READING itself, and what it is done with is reported here.
 #include <stdlib.h>
 
 #include "pgc_internal.h"
 
 enum {
 	BATCH_CLUSTERS = 16,	// of a request: 1 MiB of pages
-	PREFETCH_CLUSTERS = 32, // of a prefetch
 	MAX_BATCHES = 24,	// in flight for urgent requests
 	MAX_BACKGROUND = 4,	// in flight when others want more
-	MAX_PREFETCH = 2,	// in flight for prefetch
-	PREFETCH_WINDOW = 256,	// clusters sorted together into pack order
 	FILL_GAP = 4096,	// neighbours this close are one read
-	PREFETCH_GAP = 65536,
-	DRAIN_MAX = 64,		   // clusters installed by one drain,
+	DRAIN_MAX = 32,		   // clusters installed by one drain,
 	DRAIN_MAX_BACKGROUND = 16, // of them such that nobody waits for
 	DRAIN_NS = 2000000,	   // and after so long it is enough
 };
@@ -40,10 +36,10 @@ struct batch {
 	struct batch *next;
 	struct pgc_template *t; // NULL: closed meanwhile, drop the pages
 	struct pgc_snap *snap;	// keeps the packs' descriptors
-	bool urgent, prefetch;
+	bool urgent;
 	int rc;
 	unsigned pending, nclusters, at;
-	uint64_t clusters[PREFETCH_CLUSTERS];
+	uint64_t clusters[BATCH_CLUSTERS];
 	struct plan plan;
 	struct io_read *reads;
 	uint8_t *buf;
@@ -55,8 +51,10 @@ struct filler {
 	struct request *queue[2], **tail[2]; // [urgent]
 	struct batch *active;		     // reads under way
 	struct batch *ready;		     // reads done, or failed at birth
-	unsigned nrequest, nprefetch;	     // batches of each sort, any state
+	unsigned nrequest;		     // batches, any state
 	uint8_t *pages;			     // one decoded cluster
+	struct prefetcher *pf;
+	struct pf_slice *slice; // being reported
 };
 
 int filler_create(struct filler **out, struct pgc_store *s, bool no_uring,
@@ -73,6 +71,8 @@ int filler_create(struct filler **out, struct pgc_store *s, bool no_uring,
 	f->pages = malloc((size_t)PGC_CLUSTER_PAGES * PGC_PAGE);
 	rc = f->pages ? io_create(&f->io, no_uring, e)
 		      : err_set(e, -ENOMEM, "no memory for page reads");
+	if (!rc)
+		rc = pf_create(&f->pf, f->io, e);
 	if (rc) {
 		filler_destroy(f);
 		return rc;
@@ -104,6 +104,8 @@ void filler_destroy(struct filler *f)
 {
 	if (!f)
 		return;
+	pf_destroy(f->pf); // its workers poke io
+	pf_slice_free(f->slice);
 	io_destroy(f->io);
 	batches_free(f->active);
 	batches_free(f->ready);
@@ -129,8 +131,18 @@ bool filler_is_uring(const struct filler *f)
 	return io_is_uring(f->io);
 }
 
+struct prefetcher *filler_prefetcher(struct filler *f)
+{
+	return f->pf;
+}
+
 void filler_forget(struct filler *f, struct pgc_template *t)
 {
+	pf_forget(f->pf, t);
+	if (f->slice && f->slice->t == t) {
+		pf_slice_free(f->slice);
+		f->slice = NULL;
+	}
 	for (int i = 0; i < 2; i++) {
 		struct request **at = &f->queue[i];
 
@@ -200,7 +212,7 @@ static int batch_reads(struct filler *f, struct batch *b)
 {
 	struct plan *p = &b->plan;
 
-	plan_layout(p, b->prefetch ? PREFETCH_GAP : FILL_GAP);
+	plan_layout(p, FILL_GAP);
 	b->buf = malloc(p->bytes + 1);
 	b->reads = calloc(p->nreads + 1, sizeof(*b->reads));
 	if (!b->buf || !b->reads)
@@ -249,7 +261,7 @@ static void batch_start(struct filler *f, struct batch *b)
 			    &b->plan, t->snap->map, t->st, at,
 			    MIN((uint64_t)PGC_CLUSTER_PAGES, t->npages - at));
 	}
-	b->prefetch ? f->nprefetch++ : f->nrequest++;
+	f->nrequest++;
 	if (!b->rc)
 		b->rc = batch_reads(f, b);
 	if (b->rc) {
@@ -260,8 +272,7 @@ static void batch_start(struct filler *f, struct batch *b)
 	f->active = b;
 }
 
-static struct batch *batch_new(struct pgc_template *t, bool urgent,
-			       bool prefetch)
+static struct batch *batch_new(struct pgc_template *t, bool urgent)
 {
 	struct batch *b = calloc(1, sizeof(*b));
 
@@ -269,7 +280,6 @@ static struct batch *batch_new(struct pgc_template *t, bool urgent,
 		b->t = t;
 		b->snap = pgc_snap_ref(t->snap);
 		b->urgent = urgent;
-		b->prefetch = prefetch;
 	}
 	return b;
 }
@@ -298,7 +308,7 @@ static bool pump_request(struct filler *f, bool urgent)
 		if (r->t->cl[c] != CL_QUEUED)
 			continue;
 		if (!b)
-			b = batch_new(r->t, urgent, false);
+			b = batch_new(r->t, urgent);
 		if (!b) { // tried again at the next drain
 			r->first--;
 			r->count++;
@@ -312,46 +322,12 @@ static bool pump_request(struct filler *f, bool urgent)
 	return b != NULL;
 }
 
-static bool pump_prefetch(struct filler *f)
-{
-	for (struct pgc_template *t = f->s->templates; t; t = t->next) {
-		struct batch *b = NULL;
-
-		while (t->pf_at < t->pf_n &&
-		       (!b || b->nclusters < PREFETCH_CLUSTERS)) {
-			uint32_t c = t->pf[t->pf_at];
-
-			if (t->cl[c] == CL_MISSING) {
-				if (!b)
-					b = batch_new(t, false, true);
-				if (!b)
-					return false;
-				b->clusters[b->nclusters++] = c;
-			}
-			t->pf_at++;
-		}
-		if (t->pf_at == t->pf_n) {
-			free(t->pf);
-			t->pf = NULL;
-			t->pf_n = t->pf_at = 0;
-		}
-		if (b) {
-			batch_start(f, b);
-			return true;
-		}
-	}
-	return false;
-}
-
 void filler_pump(struct filler *f)
 {
 	while (f->nrequest < MAX_BATCHES && pump_request(f, true))
 		;
 	while (f->nrequest < MAX_BACKGROUND && !f->queue[1] &&
 	       pump_request(f, false))
-		;
-	while (f->nrequest == 0 && f->nprefetch < MAX_PREFETCH &&
-	       pump_prefetch(f))
 		;
 	io_submit(f->io);
 }
@@ -438,21 +414,63 @@ static void finish_cluster(struct filler *f, struct batch *b, uint64_t cluster,
 	else
 		out->rc = decode(f, b, cluster, out->why, sizeof(out->why));
 	if (!out->rc)
-		out->rc = template_install(t, cluster, f->pages, out->why,
-					   sizeof(out->why));
+		out->rc = template_install(t, cluster, f->pages, false,
+					   out->why, sizeof(out->why));
 	t->cl[cluster] = out->rc ? CL_MISSING : CL_FILLED;
+	if (!out->rc)
+		template_filled(t, cluster);
 }
 
-// The next ready batch: urgent, else of a request, else of prefetch.
+// The next cluster that prefetch has dealt with. One that could not be had from
+// the working set's file is asked for from the packs, and nothing is said yet:
+// somebody may wait for it.
+static bool report_slice(struct filler *f, struct pgc_done *out)
+{
+	while (f->slice || (f->slice = pf_take(f->pf))) {
+		struct pf_slice *sl = f->slice;
+		struct pgc_template *t = sl->t;
+		unsigned i = sl->at++;
+		uint64_t c;
+
+		if (i == sl->n) {
+			pf_slice_free(sl);
+			f->slice = NULL;
+			continue;
+		}
+		c = sl->c[i].x->cluster;
+		if (sl->c[i].from_packs && t->cl[c] == CL_MISSING) {
+			t->cl[c] = CL_QUEUED;
+			if (!filler_request(f, t, c, 1, true))
+				continue;
+			t->cl[c] = CL_MISSING;
+			sl->c[i].rc = -ENOMEM;
+		} else if (sl->c[i].from_packs) {
+			continue; // was asked for meanwhile
+		}
+		memset(out, 0, sizeof(*out));
+		out->t = t;
+		out->pgno = c * PGC_CLUSTER_PAGES;
+		out->npages =
+		    MIN((uint64_t)PGC_CLUSTER_PAGES, t->npages - out->pgno);
+		out->rc = sl->c[i].rc;
+		if (sl->c[i].why)
+			snprintf(out->why, sizeof(out->why), "%s",
+				 sl->c[i].why);
+		if (!out->rc)
+			template_filled(t, c);
+		return true;
+	}
+	return false;
+}
+
+// The next ready batch: urgent, else of a request.
 static struct batch **pick(struct filler *f)
 {
 	struct batch **best = NULL;
-	int rank = 3;
+	int rank = 2;
 
 	for (struct batch **at = &f->ready; *at; at = &(*at)->next) {
-		int r = (*at)->urgent || !(*at)->t ? 0
-			: (*at)->prefetch	   ? 2
-						   : 1;
+		int r = (*at)->urgent || !(*at)->t ? 0 : 1;
 
 		if (r < rank) {
 			rank = r;
@@ -482,12 +500,14 @@ size_t filler_drain(struct filler *f, struct pgc_done *out, size_t max)
 		}
 		if (!b->t || b->at == b->nclusters) {
 			*at = b->next;
-			b->prefetch ? f->nprefetch-- : f->nrequest--;
+			f->nrequest--;
 			batch_free(b);
 		}
 	}
+	while (n < max && report_slice(f, &out[n]))
+		n++;
 	filler_pump(f);
-	if (f->ready)
+	if (f->ready || n == max)
 		io_poke(f->io);
 	return n;
 }
@@ -500,76 +520,4 @@ int pgc_event_fd(const struct pgc_store *s)
 size_t pgc_drain(struct pgc_store *s, struct pgc_done *out, size_t max)
 {
 	return filler_drain(s->filler, out, max);
-}
-
-// --- prefetch ----------------------------------------------------------------
-
-struct pf_key {
-	uint64_t loc;
-	uint32_t cluster;
-};
-
-static int by_loc(const void *a, const void *b)
-{
-	uint64_t x = ((const struct pf_key *)a)->loc;
-	uint64_t y = ((const struct pf_key *)b)->loc;
-
-	return x < y ? -1 : x > y;
-}
-
-// Location of a cluster's first record; 0: it has none.
-static uint64_t cluster_loc(const struct pgc_template *t, uint64_t cluster)
-{
-	uint64_t pgno = cluster * PGC_CLUSTER_PAGES;
-	uint64_t end = MIN(pgno + PGC_CLUSTER_PAGES, t->npages);
-
-	while (pgno < end) {
-		struct mseg g;
-
-		map_seg(t->snap->map, t->st, pgno, &g);
-		if (g.data)
-			return seg_loc(&g, 0);
-		pgno += g.npages;
-	}
-	return 0;
-}
-
-int pgc_template_prefetch(struct pgc_template *t, struct err *e)
-{
-	const uint32_t *ws = t->snap->ws[t->st];
-	size_t nws = t->snap->nws[t->st], n = 0;
-	cleanup_free struct pf_key *keys = NULL;
-	cleanup_free uint8_t *seen = NULL;
-	uint32_t *list;
-
-	if (!nws || t->pf)
-		return 0;
-	keys = malloc(MIN(nws, t->nclusters) * sizeof(*keys));
-	seen = calloc(1, t->nclusters + 1);
-	list = malloc(MIN(nws, t->nclusters) * sizeof(*list));
-	if (!keys || !seen || !list) {
-		free(list);
-		return err_set(e, -ENOMEM, "no memory to prefetch");
-	}
-	for (size_t i = 0; i < nws; i++) {
-		uint32_t c = ws[i] / PGC_CLUSTER_PAGES;
-		uint64_t loc;
-
-		if (seen[c] || t->cl[c] != CL_MISSING)
-			continue;
-		seen[c] = 1;
-		loc = cluster_loc(t, c);
-		if (loc)
-			keys[n++] = (struct pf_key){loc, c};
-	}
-	for (size_t i = 0; i < n; i += PREFETCH_WINDOW)
-		qsort(keys + i, MIN(n - i, (size_t)PREFETCH_WINDOW),
-		      sizeof(*keys), by_loc);
-	for (size_t i = 0; i < n; i++)
-		list[i] = keys[i].cluster;
-	t->pf = list;
-	t->pf_n = n;
-	t->pf_at = 0;
-	filler_pump(t->s->filler);
-	return 0;
 }

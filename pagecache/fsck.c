@@ -152,13 +152,10 @@ static int check_snap(void *ctx, const uint8_t name[16])
 	rc = check_map(f, m, hex);
 	for (int st = 0; st < PGC_NUM_STREAMS && !rc; st++) {
 		struct err we = ERR_INIT;
-		uint32_t *ws = NULL;
-		size_t n;
-		int wrc = ws_load(f->s, m, (enum pgc_stream)st, &ws, &n, &we);
+		int wrc = ws_verify(f->s, m, (enum pgc_stream)st, &we);
 
 		if (wrc && wrc != -ENOENT)
 			report(f, &we, wrc);
-		free(ws);
 	}
 	map_unref(m);
 	return rc;

@@ -12,6 +12,7 @@
 // new for its survey. Pinned packs it leaves alone too.
 #include <fcntl.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 
 #include "pgc_internal.h"
 
@@ -126,6 +127,28 @@ static int see_base(void *ctx, const uint8_t uid[16])
 	return 0;
 }
 
+static int see_workset(void *ctx, const uint8_t name[16])
+{
+	struct gc *g = ctx;
+	struct pgc_id id;
+	char path[64];
+
+	memcpy(id.b, name, 16);
+	snap_path(path, sizeof(path), &id);
+	for (int st = 0; st < PGC_NUM_STREAMS; st++) {
+		struct stat sb;
+
+		if (!faccessat(g->s->dirfd, path, F_OK, 0) || errno != ENOENT)
+			break;
+		ws_path(path, sizeof(path), &id, (enum pgc_stream)st);
+		if (!fstatat(g->s->dirfd, path, &sb, AT_SYMLINK_NOFOLLOW) &&
+		    !unlinkat(g->s->dirfd, path, 0))
+			g->freed += (uint64_t)sb.st_size;
+		snap_path(path, sizeof(path), &id);
+	}
+	return 0;
+}
+
 // With names_lock: nothing is published or renamed meanwhile, and a base that
 // is going to be built upon is open, because its builder has it open.
 static int survey(struct gc *g)
@@ -141,6 +164,11 @@ static int survey(struct gc *g)
 	must_unlock(&s->lock);
 	if (!rc)
 		rc = store_each(s, ".base", see_base, g, g->e);
+	// Those whose removal a crash cut short.
+	if (!rc)
+		rc = store_each(s, ".mem.ws", see_workset, g, g->e);
+	if (!rc)
+		rc = store_each(s, ".disk.ws", see_workset, g, g->e);
 	must_unlock(&s->names_lock);
 	return rc ? rc : store_sync_dir(s->snaps_fd, "snaps", g->e);
 }

@@ -32,8 +32,14 @@ enum {
 	INDEX_HEADER = 64,
 	INDEX_ENT = 16,
 
-	WS_HEADER = 64,
+	WS_VERSION = 2, // of working sets; 1 had no pages
+	WS_HEADER = 128,
+	WS_ENT = 16,
+	WS_ALIGN = 4096,
+	WS_FRAME_MAX = 65536,
 };
+
+#define WS_RAW 0x80000000u // in a frame's length: the pages themselves
 
 // A location: pack (24 bits), byte offset of the record (28), stored length - 1
 // (12). In files the pack is an index into the file's own table of packs; in

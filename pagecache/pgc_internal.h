@@ -227,6 +227,9 @@ int map_open_base(struct pgc_store *s, const uint8_t uid[16], struct map **out,
 struct map *map_ref(struct map *m);
 void map_unref(struct map *m);
 
+// Which pages of a cluster are not zero, a bit each.
+uint16_t map_cluster(const struct map *m, enum pgc_stream st, uint64_t cluster);
+
 // A stretch of pages of one nature.
 struct mseg {
 	uint64_t pgno, npages;
@@ -267,17 +270,38 @@ void map_reseal(uint8_t *buf, size_t len);
 
 // --- workset.c ---------------------------------------------------------------
 
+struct ws_ent { // a frame: the pages of one cluster that are not zero
+	uint32_t cluster, len, check;
+	uint16_t named, written; // a bit a page
+	bool raw;
+	uint64_t off; // in the file
+};
+struct workset {
+	atomic_uint refs;
+	int fd; // for direct reads, where they can be had
+	size_t n, npgnos;
+	struct ws_ent *e;
+	uint32_t *pgnos;
+	uint64_t bytes; // of the file
+};
 void ws_path(char *dst, size_t n, const struct pgc_id *id, enum pgc_stream st);
 int ws_load(struct pgc_store *s, const struct map *m, enum pgc_stream st,
-	    uint32_t **out, size_t *n, struct err *e); // -ENOENT: none
+	    struct workset **out, struct err *e); // -ENOENT: none
+void ws_unref(struct workset *w);		  // NULL is fine
+// Decodes a frame into its pages, one after the other, and verifies each against
+// the map. -EBADMSG, and why.
+int ws_decode(const struct map *m, enum pgc_stream st, const struct ws_ent *x,
+	      const uint8_t *data, uint8_t *pages, const char **why);
+// Reads and verifies a whole file.
+int ws_verify(struct pgc_store *s, const struct map *m, enum pgc_stream st,
+	      struct err *e);
 
 // --- snap.c ------------------------------------------------------------------
 
 struct pgc_snap {
 	atomic_uint refs;
 	struct map *map;
-	uint32_t *ws[PGC_NUM_STREAMS];
-	size_t nws[PGC_NUM_STREAMS];
+	struct workset *ws[PGC_NUM_STREAMS]; // NULL: none
 };
 
 // --- plan.c ------------------------------------------------------------------
@@ -333,6 +357,29 @@ struct io_read *io_reap(struct io *io); // a list of finished reads, or NULL
 void io_clear(struct io *io);		// the event was seen
 void io_poke(struct io *io);		// make the descriptor readable again
 
+// --- prefetch.c --------------------------------------------------------------
+
+enum { PF_SLICE_MAX = 64 };
+
+struct pf_slice { // clusters that a worker has dealt with
+	struct pf_slice *next;
+	struct pgc_template *t;
+	struct workset *w;
+	unsigned n, at;
+	struct {
+		const struct ws_ent *x;
+		int rc;
+		bool from_packs; // to be had from there
+		char *why;
+	} c[PF_SLICE_MAX];
+};
+struct prefetcher;
+int pf_create(struct prefetcher **out, struct io *io, struct err *e);
+void pf_destroy(struct prefetcher *f);
+struct pf_slice *pf_take(struct prefetcher *f); // the next one, or NULL
+void pf_slice_free(struct pf_slice *sl);
+void pf_forget(struct prefetcher *f, const struct pgc_template *t);
+
 // --- fill.c, template.c ------------------------------------------------------
 
 enum { CL_MISSING, CL_QUEUED, CL_READING, CL_FILLED };
@@ -342,12 +389,15 @@ struct pgc_template {
 	struct pgc_store *s;
 	struct pgc_snap *snap;
 	enum pgc_stream st;
-	uint64_t npages, nclusters, resident;
+	uint64_t npages, nclusters;
+	_Atomic uint64_t resident;
 	int memfd, rofd, uffd;
 	uint8_t *mem;
-	uint8_t *cl;  // CL_* of each cluster
-	uint32_t *pf; // clusters of the working set still to prefetch
-	size_t pf_n, pf_at;
+	_Atomic uint8_t *cl; // CL_* of each cluster
+	// Filled clusters that the owner knows of, oldest first: a ring.
+	uint32_t *ring;
+	uint64_t ring_at, ring_n;
+	unsigned pins; // nothing may be evicted
 };
 
 struct filler;
@@ -356,14 +406,18 @@ int filler_create(struct filler **out, struct pgc_store *s, bool no_uring,
 void filler_destroy(struct filler *f);
 int filler_fd(const struct filler *f);
 bool filler_is_uring(const struct filler *f);
+struct prefetcher *filler_prefetcher(struct filler *f);
 void filler_forget(struct filler *f, struct pgc_template *t);
 int filler_request(struct filler *f, struct pgc_template *t, uint64_t first,
 		   uint64_t count, bool urgent);
 void filler_pump(struct filler *f);
 size_t filler_drain(struct filler *f, struct pgc_done *out, size_t max);
-// Installs decoded pages of one cluster; `pages` holds the whole cluster.
+// Installs decoded pages of one cluster; `pages` holds the whole cluster, or, if
+// packed, only its pages that are not zero. Any thread that has the cluster
+// (CL_READING).
 int template_install(struct pgc_template *t, uint64_t cluster,
-		     const uint8_t *pages, char *why, size_t nwhy);
+		     const uint8_t *pages, bool packed, char *why, size_t nwhy);
+void template_filled(struct pgc_template *t, uint64_t cluster); // owner
 
 // --- store.c -----------------------------------------------------------------
 

@@ -38,7 +38,7 @@ int pgc_snap_open(struct pgc_store *s, const struct pgc_id *id,
 	// here, and pgc_fsck() tells.
 	for (int st = 0; st < PGC_NUM_STREAMS; st++)
 		(void)ws_load(s, sn->map, (enum pgc_stream)st, &sn->ws[st],
-			      &sn->nws[st], NULL);
+			      NULL);
 	*out = sn;
 	return 0;
 }
@@ -55,7 +55,7 @@ void pgc_snap_unref(struct pgc_snap *sn)
 		return;
 	map_unref(sn->map);
 	for (int st = 0; st < PGC_NUM_STREAMS; st++)
-		free(sn->ws[st]);
+		ws_unref(sn->ws[st]);
 	free(sn);
 }
 
@@ -91,13 +91,6 @@ const void *pgc_snap_blob(const struct pgc_snap *sn, const char *name,
 	return NULL;
 }
 
-size_t pgc_snap_workset(const struct pgc_snap *sn, enum pgc_stream st,
-			const uint32_t **pgnos)
-{
-	*pgnos = sn->ws[st];
-	return sn->nws[st];
-}
-
 void pgc_snap_get_stats(const struct pgc_snap *sn, struct pgc_snap_stats *out)
 {
 	const struct map *m = sn->map;
@@ -111,6 +104,8 @@ void pgc_snap_get_stats(const struct pgc_snap *sn, struct pgc_snap_stats *out)
 	out->stored_bytes = m->stored_bytes;
 	out->unique_bytes = m->unique_bytes;
 	out->map_bytes = m->len;
+	for (int st = 0; st < PGC_NUM_STREAMS; st++)
+		out->workset_bytes += sn->ws[st] ? sn->ws[st]->bytes : 0;
 }
 
 static enum pgc_run_kind kind_of(const struct map *m, const struct mseg *g)

@@ -3,9 +3,10 @@
 //	lock           flock()ed by the one process that has the store open
 //	index          page id -> location; may be lost (index.c)
 //	packs/UID.pack pages (pack.c)
-//	snaps/ID.snap  a published snapshot (map.c); ID.mem.ws, ID.disk.ws
-// beside it 	snaps/UID.base a removed snapshot that others build on tmp/ what
-// is not published yet; emptied at open
+//	snaps/ID.snap  a published snapshot (map.c)
+//	snaps/ID.mem.ws, ID.disk.ws  its working sets (workset.c)
+//	snaps/UID.base a removed snapshot that others build on
+//	tmp/           what is not published yet; emptied at open
 #include <dirent.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -322,11 +323,16 @@ static void stat_snaps(struct pgc_store *s, struct pgc_store_stats *out)
 	uint8_t name[16];
 
 	while (d && (de = readdir(d))) {
+		size_t len = strlen(de->d_name);
+
 		if (fstatat(s->snaps_fd, de->d_name, &sb,
 			    AT_SYMLINK_NOFOLLOW) ||
 		    !S_ISREG(sb.st_mode))
 			continue;
-		out->map_bytes += (uint64_t)sb.st_size;
+		if (len > 3 && !strcmp(de->d_name + len - 3, ".ws"))
+			out->workset_bytes += (uint64_t)sb.st_size;
+		else
+			out->map_bytes += (uint64_t)sb.st_size;
 		out->snapshots += parse_name(de->d_name, name, 16, ".snap");
 	}
 	if (d)

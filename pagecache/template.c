@@ -124,7 +124,8 @@ int pgc_template_open(struct pgc_snap *sn, enum pgc_stream st,
 	t->nclusters = (t->npages + PGC_CLUSTER_PAGES - 1) / PGC_CLUSTER_PAGES;
 	t->memfd = t->rofd = t->uffd = -1;
 	t->cl = calloc(1, t->nclusters);
-	rc = t->cl ? make_memfd(t, e)
+	t->ring = malloc(t->nclusters * sizeof(*t->ring));
+	rc = t->cl && t->ring ? make_memfd(t, e)
 		   : err_set(e, -ENOMEM, "no memory for a template");
 	if (!rc)
 		rc = map_memfd(t, e);
@@ -156,8 +157,8 @@ void pgc_template_free(struct pgc_template *t)
 	fd_close(&t->rofd);
 	fd_close(&t->memfd);
 	pgc_snap_unref(t->snap);
-	free(t->pf);
-	free(t->cl);
+	free(t->ring);
+	free((void *)t->cl);
 	free(t);
 }
 
@@ -211,10 +212,14 @@ static bool queue_clusters(struct pgc_template *t, uint64_t pgno, uint64_t n)
 	bool missing = false;
 
 	for (uint64_t c = pgno / PGC_CLUSTER_PAGES; c <= last; c++) {
-		if (t->cl[c] == CL_MISSING)
-			t->cl[c] = CL_QUEUED;
-		if (t->cl[c] != CL_FILLED)
-			missing = true;
+		uint8_t was = CL_MISSING;
+
+		// A prefetching worker may want it at the same moment.
+		if (!atomic_compare_exchange_strong(&t->cl[c], &was,
+						    CL_QUEUED) &&
+		    was == CL_FILLED)
+			continue;
+		missing = true;
 	}
 	return missing;
 }
@@ -259,6 +264,54 @@ int pgc_template_fill(struct pgc_template *t, uint64_t pgno, uint64_t n,
 	return 0;
 }
 
+// --- filled, and evicted -----------------------------------------------------
+
+// A cluster is in the ring exactly while the owner knows that it is filled.
+void template_filled(struct pgc_template *t, uint64_t cluster)
+{
+	t->ring[(t->ring_at + t->ring_n++) % t->nclusters] = (uint32_t)cluster;
+}
+
+void pgc_template_pin(struct pgc_template *t)
+{
+	t->pins++;
+}
+
+void pgc_template_unpin(struct pgc_template *t)
+{
+	t->pins--;
+}
+
+// Punching a hole takes the pages from clones that have them mapped and did not
+// write them; those ask again. What they wrote is theirs and stays.
+uint64_t pgc_template_evict(struct pgc_template *t, uint64_t bytes)
+{
+	uint64_t before = t->resident, freed = 0;
+
+	if (t->pins || t->st != PGC_MEM)
+		return 0;
+	while (freed < bytes && t->ring_n) {
+		uint64_t c = t->ring[t->ring_at], first = c * PGC_CLUSTER_PAGES;
+		uint64_t n = MIN((uint64_t)PGC_CLUSTER_PAGES, t->npages - first);
+		uint64_t own = (uint64_t)__builtin_popcount(map_cluster(
+				   t->snap->map, t->st, c)) *
+			       PGC_PAGE;
+
+		if (fallocate(t->memfd,
+			      FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			      (off_t)(first * PGC_PAGE), (off_t)(n * PGC_PAGE)))
+			break;
+		t->ring_at = (t->ring_at + 1) % t->nclusters;
+		t->ring_n--;
+		t->cl[c] = CL_MISSING;
+		atomic_fetch_sub(&t->resident, MIN(own, before - freed));
+		freed += own;
+	}
+	return freed;
+}
+
+// --- installing --------------------------------------------------------------
+
 // Whole pages or nothing; *done counts the bytes that are in.
 static int copy_in(struct pgc_template *t, uint64_t pgno, const uint8_t *from,
 		   uint64_t len, uint64_t *done)
@@ -282,11 +335,11 @@ static int copy_in(struct pgc_template *t, uint64_t pgno, const uint8_t *from,
 }
 
 int template_install(struct pgc_template *t, uint64_t cluster,
-		     const uint8_t *pages, char *why, size_t nwhy)
+		     const uint8_t *pages, bool packed, char *why, size_t nwhy)
 {
 	uint64_t first = cluster * PGC_CLUSTER_PAGES, at = first;
 	uint64_t end = MIN(first + PGC_CLUSTER_PAGES, t->npages);
-	uint64_t before = t->resident, done;
+	uint64_t added = 0, done;
 	int rc = 0;
 
 	while (at < end && !rc) {
@@ -296,12 +349,14 @@ int template_install(struct pgc_template *t, uint64_t cluster,
 		map_seg(t->snap->map, t->st, at, &g);
 		k = MIN(g.npages, end - at);
 		if (g.data) {
-			rc = copy_in(t, at, pages + (at - first) * PGC_PAGE,
-				     k * PGC_PAGE, &done);
-			t->resident += done;
+			rc = copy_in(t, at, pages, k * PGC_PAGE, &done);
+			added += done;
 		}
+		if (g.data || !packed)
+			pages += k * PGC_PAGE;
 		at += k;
 	}
+	atomic_fetch_add(&t->resident, added);
 	if (!rc)
 		return 0;
 	if (rc == -EEXIST) {
@@ -318,6 +373,6 @@ int template_install(struct pgc_template *t, uint64_t cluster,
 	if (!fallocate(t->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 		       (off_t)(first * PGC_PAGE),
 		       (off_t)((end - first) * PGC_PAGE)))
-		t->resident = before;
+		atomic_fetch_sub(&t->resident, added);
 	return rc;
 }

@@ -52,6 +52,7 @@ struct pgc_store_stats {
 	uint64_t pages, raw_bytes, stored_bytes; // unique pages and their sizes
 	uint64_t pack_bytes, index_bytes, map_bytes, packs, snapshots;
 	bool uring; // io_uring in use
+	uint64_t workset_bytes; // not in map_bytes
 };
 void pgc_store_get_stats(struct pgc_store *s, struct pgc_store_stats *out);
 
@@ -92,6 +93,7 @@ struct pgc_snap_stats {
 	uint64_t stored_bytes;  // pack bytes that this snapshot was first to store
 	uint64_t unique_bytes;  // compressed bytes of all pages it references, once each
 	uint64_t map_bytes;     // its snapshot file
+	uint64_t workset_bytes; // its working sets' files, as this handle has them
 };
 
 // --- snapshots -----------------------------------------------------------------
@@ -110,11 +112,16 @@ uint64_t pgc_snap_pages(const struct pgc_snap *sn, enum pgc_stream st);
 const void *pgc_snap_blob(const struct pgc_snap *sn, const char *name,
 			  size_t *len);
 // The working set: page numbers of a stream in order of first access, recorded on
-// an earlier thaw. Setting it rewrites the side file of a published snapshot,
-// atomically; handles opened before keep the old one. Any thread.
+// an earlier thaw; those that the guest wrote with PGC_WRITTEN. Setting it
+// writes the side file of a published snapshot, with the pages in it (all of
+// each cluster that is named), atomically and durably; handles opened before
+// keep the old one. It reads, compresses and waits for the disk: for workers, any thread.
+#define PGC_WRITTEN 0x80000000u
 int pgc_snap_set_workset(struct pgc_store *s, const struct pgc_id *id,
 			 enum pgc_stream st, const uint32_t *pgnos, size_t n,
 			 struct err *e);
+// As it was recorded, but in whole clusters: in order of the first mention of
+// each, and within one by page number.
 size_t pgc_snap_workset(const struct pgc_snap *sn, enum pgc_stream st,
 			const uint32_t **pgnos); // borrowed
 void pgc_snap_get_stats(const struct pgc_snap *sn, struct pgc_snap_stats *out);
@@ -145,7 +152,8 @@ int pgc_store_list(struct pgc_store *s,
 		   int (*cb)(void *ctx, const struct pgc_id *id), void *ctx,
 		   struct err *e);
 // Unpublishes a snapshot, durably. Snapshots that have it as parent keep working
-// (maps are complete). Its pages are freed by pgc_gc().
+// (maps are complete). Its pages are freed by pgc_gc(). Any thread (handles that
+// are open keep their pages and working sets).
 int pgc_snap_remove(struct pgc_store *s, const struct pgc_id *id, struct err *e);
 // Frees packs that no published or open snapshot references, rewriting mostly
 // dead ones; safe beside builders. Any thread.
@@ -187,8 +195,17 @@ enum pgc_have pgc_template_have(const struct pgc_template *t, uint64_t pgno);
 // every cluster still missing, -errno. `urgent` goes before prefetches.
 int pgc_template_fill(struct pgc_template *t, uint64_t pgno, uint64_t n,
 		      bool urgent, struct err *e);
-// Starts filling the recorded working set in the background, in large reads.
+// Starts filling the recorded working set in the background, in its order and in
+// large reads, by threads of this room.
 int pgc_template_prefetch(struct pgc_template *t, struct err *e);
+// Gives up to about `bytes` of a memory template back, what was filled longest ago
+// first; returns how many. Clones fault for them again. Nothing of a disk template
+// (its readers do not fault) or of one that is pinned.
+uint64_t pgc_template_evict(struct pgc_template *t, uint64_t bytes);
+// While pinned, what is PGC_FILLED stays so, and any thread may read it from the
+// descriptor. pgc_template_have() may then be called by any thread.
+void pgc_template_pin(struct pgc_template *t);
+void pgc_template_unpin(struct pgc_template *t);
 
 // Completions. fd is pollable for reading for as long as something is due.
 struct pgc_done {
@@ -199,7 +216,7 @@ struct pgc_done {
 };
 int pgc_event_fd(const struct pgc_store *s);
 // Up to `max` completions; never blocks for I/O; bounded work per call (decodes
-// and installs at most about 64 clusters). 0: nothing left now.
+// and installs at most 32 clusters). 0: nothing left now.
 size_t pgc_drain(struct pgc_store *s, struct pgc_done *out, size_t max);
 
 #endif

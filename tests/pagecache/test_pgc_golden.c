@@ -18,7 +18,7 @@ static void make_good(const char *dir)
 	uint8_t p[N * PGC_PAGE], page[PGC_PAGE];
 	struct pgc_id a = id_of(1), c = id_of(2);
 	uint64_t np[2] = {N, 8};
-	uint32_t ws[] = {9, 0, 17};
+	uint32_t ws[] = {9 | PGC_WRITTEN, 17, 0};
 	struct pgc_builder *b;
 	struct pgc_store *s;
 
@@ -76,7 +76,10 @@ static const struct bad bads[] = {
     {"bad-snap-reserved", 3, RESERVED, 56, -EBADMSG, -EBADMSG, "reserved", 1},
     {"bad-base-missing", 3, DELETE, 0, -ENOENT, -EBADMSG, "No such file", 1},
     {"bad-child-data", 5, FLIP, 270, 0, -EBADMSG, "checksum", 1},
-    {"bad-ws-data", 4, FLIP, 66, 0, 0, NULL, 1},
+    {"bad-ws-table", 4, FLIP, 130, 0, 0, NULL, 1},
+    {"bad-ws-frame", 4, FLIP, 4100, 0, 0, NULL, 1},
+    {"bad-ws-cut", 4, CUT, 8192, 0, 0, NULL, 1},
+    {"bad-ws-version", 4, FLIP, 8, 0, 0, NULL, 1},
     {"bad-index-data", 0, FLIP, 90, 0, 0, NULL, 0}, // rebuilt at open
 };
 
@@ -186,7 +189,7 @@ Test(golden, the_good_store_is_read)
 	    !memcmp(pgc_snap_blob(sn, "state", &len), "golden state", 12));
 	cr_assert_eq(len, 12);
 	cr_assert_eq(pgc_snap_workset(sn, PGC_MEM, &ws), 3);
-	cr_assert(ws[0] == 9 && ws[1] == 0 && ws[2] == 17);
+	cr_assert(ws[0] == 0 && ws[1] == (9 | PGC_WRITTEN) && ws[2] == 17);
 	pgc_snap_unref(sn);
 	sn = open_snap(s, &c);
 	cr_assert(pgc_snap_parent(sn, &got) && !memcmp(&got, &a, 16));

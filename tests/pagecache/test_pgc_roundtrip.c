@@ -335,7 +335,8 @@ Test(roundtrip, worksets)
 	struct pgc_store *s = open_store(dir);
 	struct pgc_id id = id_of(1);
 	uint8_t *p = mixed(64, 0);
-	uint32_t ws[] = {7, 3, 60, 3}, beyond[] = {64};
+	uint32_t ws[] = {60, 7, 3 | PGC_WRITTEN, 61, 3}, beyond[] = {64};
+	uint32_t want[] = {60, 61, 3 | PGC_WRITTEN, 7};
 	const uint32_t *got;
 	struct pgc_snap *old, *sn;
 	char path[PATH_MAX];
@@ -345,13 +346,13 @@ Test(roundtrip, worksets)
 	publish(s, &id, NULL, p, 64, true);
 	old = open_snap(s, &id);
 	cr_assert_eq(pgc_snap_workset(old, PGC_MEM, &got), 0);
-	ok(pgc_snap_set_workset(s, &id, PGC_MEM, ws, 4, e));
+	ok(pgc_snap_set_workset(s, &id, PGC_MEM, ws, 5, e));
 	cr_assert_eq(pgc_snap_set_workset(s, &id, PGC_MEM, beyond, 1, NULL),
 		     -EINVAL);
 	cr_assert_eq(pgc_snap_workset(old, PGC_MEM, &got), 0); // keeps the old
 	sn = open_snap(s, &id);
 	cr_assert_eq(pgc_snap_workset(sn, PGC_MEM, &got), 4);
-	cr_assert(!memcmp(got, ws, sizeof(ws)));
+	cr_assert(!memcmp(got, want, sizeof(want)));
 	cr_assert_eq(pgc_snap_workset(sn, PGC_DISK, &got), 0);
 	pgc_snap_unref(sn);
 	ok(pgc_snap_set_workset(s, &id, PGC_MEM, ws, 1, e));
