@@ -171,6 +171,7 @@ int cell_send_start(struct eng_cell *cell, struct err *e)
 	proc_expect_start(cell->proc, true);
 	if (!cell->own)
 		starting_soon(cell);
+	lay_start(cell);
 	fd_close(&cell->kernel_fd);
 	fd_close(&cell->initrd_fd);
 	return 0;

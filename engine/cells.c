@@ -78,10 +78,13 @@ void cell_end(struct eng_cell *cell, enum eng_end why, const char *fmt, ...)
 	vsnprintf(cell->detail, sizeof(cell->detail), fmt, ap);
 	va_end(ap);
 	cell_stop_waiting(cell);
-	if (cell->proc)
+	lay_stop(cell);
+	if (cell->proc) {
+		learn_ending(cell);
 		proc_kill(cell->proc);
-	else
+	} else {
 		maybe_gone(cell);
+	}
 }
 
 static void cell_job_work(void *ctx)
@@ -637,6 +640,7 @@ static void cells_free(struct eng_cells *c)
 	fd_close(&c->cell_fd);
 	fd_close(&c->null_fd);
 	eng_jobs_destroy(c->copiers);
+	eng_jobs_destroy(c->layers);
 	free(c->slots);
 	free(c);
 }

@@ -27,6 +27,7 @@ struct capture;
 struct eng_cells {
 	struct eng_loop *loop;
 	struct eng_jobs *jobs;
+	struct eng_jobs *layers;  // lay.c's; NULL before the first write set
 	struct eng_jobs *copiers; // capture.c's; NULL before the first capture
 	struct capture *capture_queue; // prepared, waiting to be parked
 	unsigned capture_parking;
@@ -134,6 +135,7 @@ struct eng_cell {
 	size_t nrecorded, cap_recorded;
 	uint8_t *recorded_map; // a bit for each cluster
 	struct capture *capture;
+	struct lay_set *lay; // lay.c's job, while it runs
 };
 
 // --- cells.c ----------------------------------------------------------------
@@ -229,6 +231,21 @@ int faults_wait(struct eng_snap *sn, enum pgc_stream st, uint32_t cluster,
 		struct cell_proc *p, struct disk_req *dr);
 void faults_forget_proc(struct eng_snap *sn, const struct cell_proc *p);
 void faults_drain(struct eng_cells *c); // the store has completions
+
+// --- learn.c ----------------------------------------------------------------
+
+// A fault of the cell: its image's working set may lack the cluster.
+void learn_fault(struct eng_cell *cell, uint32_t cluster);
+void learn_ending(struct eng_cell *cell); // its process lives still
+void learn_free(struct learn *l);	  // NULL is fine
+
+// --- lay.c ------------------------------------------------------------------
+
+void lay_loaded(struct eng_snap *sn); // takes the write set of its working set
+// Takes over `pgnos`, the write set in order (NULL and 0: none).
+void lay_replace(struct eng_snap *sn, uint32_t *pgnos, size_t n);
+void lay_start(struct eng_cell *cell); // START is on its way
+void lay_stop(struct eng_cell *cell);
 
 // --- capture.c --------------------------------------------------------------
 

@@ -222,6 +222,7 @@ static void serve(struct cell_proc *p, const struct uffd_msg *m)
 	cluster = (uint32_t)((addr - p->mem_base) / PGC_PAGE / CL);
 	cell->faults++;
 	record(cell, cluster);
+	learn_fault(cell, cluster);
 	rc = pgc_template_fill(t, (uint64_t)cluster * CL, CL, true, &e);
 	if (rc == 1)
 		give_cluster(p, t, cluster);

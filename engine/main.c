@@ -135,8 +135,23 @@ static int make_loop(struct thawd *d, struct err *e)
 	return eng_loop_create(&d->loop, e);
 }
 
+// The table of descriptors has its size before there are threads: growing it later
+// waits for a grace period of RCU, 8 to 20 ms, whenever a power of two is passed.
+static void grow_descriptor_table(void)
+{
+	struct rlimit rl;
+	int fd, last = 65535;
+
+	if (!getrlimit(RLIMIT_NOFILE, &rl) && rl.rlim_cur <= (rlim_t)last)
+		last = (int)rl.rlim_cur - 1;
+	fd = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, last);
+	if (fd >= 0)
+		close(fd);
+}
+
 static int make_jobs(struct thawd *d, struct err *e)
 {
+	grow_descriptor_table();
 	return eng_jobs_create(&d->jobs, d->loop, d->cfg.jobs, e);
 }
 

@@ -159,6 +159,8 @@ static void load_done(void *ctx)
 	sn->c->jobs_running--;
 	sn->state = j->rc ? SNAP_FAILED : SNAP_READY;
 	sn->err = j->err;
+	if (!j->rc)
+		lay_loaded(sn);
 	free(j);
 	while ((l = sn->loads)) {
 		sn->loads = l->next;
@@ -220,6 +222,8 @@ static void snap_free(struct eng_snap *sn)
 					sn->tmpl_id[st]);
 		close_template(sn->c, sn->tmpl[st]);
 	}
+	learn_free(sn->learn);
+	lay_replace(sn, NULL, 0);
 	pgc_snap_unref(sn->sn);
 	fd_close(&sn->state_fd);
 	free(sn);

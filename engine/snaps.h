@@ -31,6 +31,8 @@ struct eng_snap {
 	struct cp_zero_extent zero[CP_MAX_ZERO_EXTENTS]; // by page number
 	struct snap_waiter *wait[PGC_NUM_STREAMS][SNAP_WAIT_BUCKETS];
 	struct snap_load *loads; // who waits for LOADING to end
+	struct learn *learn;	 // learn.c; NULL: nothing yet
+	struct lay_list *lay;	 // lay.c; NULL: no write set
 };
 
 // Takes a reference. The snapshot may be LOADING: then cb(ctx) is called on the

@@ -1,0 +1,127 @@
+#!/usr/bin/python3
+"""Working sets and write sets, learned from real thaws of the ring-3 guest.
+
+usage: test_live_workset.py PATH-OF-thawd LIBEXEC PATH-OF-ring3.elf [-k WORD]
+"""
+import os
+import re
+import sys
+import time
+
+from thawd_rig import Thawd, check, diag, equal, main
+
+BIN, LIBEXEC, ELF = sys.argv[1], sys.argv[2], sys.argv[3]
+PAGES = 8 * 256
+
+
+def fresh():
+    t = Thawd(BIN, libexec=LIBEXEC).start()
+    got = t.build(name="img", kernel=ELF, memoryMiB=64,
+                  cmdline="fill 5 16M 8M", readyTimeoutSeconds=30)
+    if "image" not in got:
+        raise RuntimeError(f"the build failed: {got}\n{t.log()[-1500:]}")
+    return t
+
+
+def ask(t, vm, command, pattern):
+    before = len(t.logs(vm))
+    t.mail(vm, command + "\n")
+    end = time.time() + 20
+    got = ""
+    while time.time() < end and not re.search(rf"(?:{pattern}).*\n", got):
+        time.sleep(0.02)
+        got = t.logs(vm)[before:]
+    return got.strip()
+
+
+def learned(t, since, timeout=10):
+    """KiB of the working set and of its write set, once it is written."""
+    end = time.time() + timeout
+    while time.time() < end:
+        m = re.findall(r"working set: (\d+) KiB, (\d+) KiB of them written",
+                       t.log()[since:])
+        if m:
+            return tuple(int(x) for x in m[-1])
+        time.sleep(0.02)
+    return (0, 0)
+
+
+def private_kib(t, vm):
+    """Anonymous memory of its process."""
+    pid = t.vm(vm).json["thaw"]["pid"]
+    with open(f"/proc/{pid}/status") as f:
+        return int(re.search(r"RssAnon:\s+(\d+)", f.read()).group(1))
+
+
+def test_learned_from_real_thaws(t):
+    since = len(t.log())
+    vm = t.run("img").json["microvmId"]
+    check("SUM" in ask(t, vm, "touch write rand 16M 8M", "SUM"),
+          "the first thaw writes its pages")
+    t.end(vm)
+    size, written = learned(t, since)
+    check(size >= 8192 and 8192 <= written < 9000,
+          "its end leaves a working set and a write set", (size, written))
+    ws = [n for n in os.listdir(os.path.join(t.state, "store", "snaps"))
+          if n.endswith(".mem.ws")]
+    equal(len(ws), 1, "in one file")
+
+
+def test_write_set_is_laid_with_the_right_bytes(t):
+    for how in ("warm", "cold"):
+        if how == "cold":
+            t.restart()
+        vm = t.run("img").json["microvmId"]
+        end = time.time() + 10
+        while time.time() < end and private_kib(t, vm) < 8192:
+            time.sleep(0.02)
+        check(private_kib(t, vm) >= 8192,
+              f"{how}: the write set is private before anybody writes",
+              private_kib(t, vm))
+        equal(ask(t, vm, "check 5 16M 8M", "GOOD|BAD"), f"GOOD {PAGES}",
+              f"{how}: every byte of it is right")
+        equal(ask(t, vm, "fill 9 16M 8M", "FILLED"), f"FILLED {PAGES}",
+              f"{how}: it is written")
+        other = t.run("img").json["microvmId"]
+        equal(ask(t, other, "check 5 16M 8M", "GOOD|BAD"), f"GOOD {PAGES}",
+              f"{how}: another clone sees none of that")
+        equal(ask(t, vm, "check 9 16M 8M", "GOOD|BAD"), f"GOOD {PAGES}",
+              f"{how}: and it keeps what it wrote")
+        equal(t.op(vm, "suspend", "?wait=SUSPENDED&timeout=60").status, 200,
+              f"{how}: suspend")
+        equal(t.op(vm, "resume").status, 200, f"{how}: resume")
+        equal(ask(t, vm, "check 9 16M 8M", "GOOD|BAD"), f"GOOD {PAGES}",
+              f"{how}: after it, too")
+        t.end(vm)
+        t.end(other)
+
+
+def test_a_damaged_working_set_costs_no_byte(t):
+    snaps = os.path.join(t.state, "store", "snaps")
+    path = [os.path.join(snaps, n) for n in os.listdir(snaps)
+            if n.endswith(".mem.ws")][0]
+    t.stop()
+    with open(path, "r+b") as f:
+        size = os.path.getsize(path)
+        for at in range(size // 3, size - 4096, 10000):
+            f.seek(at)
+            f.write(b"\xff" * 64)
+    t.start()
+    vm = t.run("img").json["microvmId"]
+    equal(ask(t, vm, "check 5 16M 8M", "GOOD|BAD"), f"GOOD {PAGES}",
+          "every byte is right, from the packs")
+    t.end(vm)
+
+
+if __name__ == "__main__":
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK) or os.geteuid():
+        diag("no /dev/kvm, or not root")
+        sys.exit(77)
+    rig = fresh()
+    try:
+        rc = main([test_learned_from_real_thaws,
+                   test_write_set_is_laid_with_the_right_bytes,
+                   test_a_damaged_working_set_costs_no_byte], rig)
+    finally:
+        rig.remove()
+    sys.exit(rc)
