@@ -129,7 +129,7 @@ static int prepare(struct cloudhv **out, bool ondemand,
 	    vmmproc_path(c->saved, sizeof(c->saved), spec, "saved") ||
 	    vmmproc_path(c->log, sizeof(c->log), spec, "log"))
 		return err_set(e, -ENAMETOOLONG, "%s is too long", spec->dir);
-	return boot_and_save(c, e);
+	return boot_and_save(c, e) ? vmmproc_not_here(e) : 0;
 }
 
 static int prepare_copy(void **state, const struct peer_spec *spec,

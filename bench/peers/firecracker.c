@@ -148,7 +148,7 @@ static int prepare(struct firecracker **out, bool uffd,
 	    vmmproc_path(f->memory, sizeof(f->memory), spec, "memory") ||
 	    vmmproc_path(f->vmstate, sizeof(f->vmstate), spec, "vmstate"))
 		return err_set(e, -ENAMETOOLONG, "%s is too long", spec->dir);
-	return boot_and_save(f, e);
+	return boot_and_save(f, e) ? vmmproc_not_here(e) : 0;
 }
 
 static int prepare_file(void **state, const struct peer_spec *spec,

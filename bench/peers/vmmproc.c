@@ -275,6 +275,12 @@ int vmmproc_have(const char *binary, const char *option, struct err *e)
 	return 1;
 }
 
+int vmmproc_not_here(struct err *e)
+{
+	err_wrap(e, 1, "it cannot run and save the guest on this host");
+	return 1;
+}
+
 int vmmproc_path(char *out, size_t cap, const struct peer_spec *spec,
 		 const char *name)
 {

@@ -62,6 +62,9 @@ int vmmproc_api(int fd, const char *method, const char *path, const char *body,
 // 1 and a sentence if `binary` cannot be executed; else 0. Names without '/' are
 // looked up by $PATH.
 int vmmproc_have(const char *binary, const char *option, struct err *e);
+// Makes an error the sentence of a VMM that cannot run or save the guest on this host;
+// returns 1. For programs that were given to us: what they can is theirs.
+int vmmproc_not_here(struct err *e);
 // dir/name
 int vmmproc_path(char *out, size_t cap, const struct peer_spec *spec,
 		 const char *name);

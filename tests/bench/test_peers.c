@@ -168,4 +168,13 @@ Test(peers, wrong_program)
 	cr_expect(rc < 0);
 	cr_expect(strstr(e.msg, "QEMU ended") != NULL, "%s", e.msg);
 	p->finish(state);
+	// One that was given and cannot is left out with the reason.
+	state = NULL;
+	p = peer_named("firecracker-file");
+	rc = p->prepare(&state, &spec, &e);
+	cr_expect(rc == 1);
+	cr_expect(strstr(e.msg, "cannot run and save the guest on this host: "
+				"it ended at once") != NULL,
+		  "%s", e.msg);
+	p->finish(state);
 }
