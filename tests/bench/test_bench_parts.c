@@ -256,6 +256,18 @@ Test(svg, what_cannot_be_drawn_is_refused)
 	cr_assert_eq(draw_bars(&(struct svg_bar){"x", 0, NULL}, 1, 1), -EINVAL);
 }
 
+Test(svg, a_full_disk_is_an_error)
+{
+	struct svg_series s;
+	struct svg_plot p = plot_of(&s, 1);
+	FILE *f = fopen("/dev/full", "we");
+
+	cr_assert_not_null(f);
+	setvbuf(f, NULL, _IONBF, 0);
+	cr_assert_eq(svg_lines(f, &p), -EIO);
+	fclose(f);
+}
+
 // Widths of the bars, in order; the background's rectangle has class first.
 static size_t widths(double *w, size_t cap)
 {
@@ -357,6 +369,7 @@ Test(guestmem, the_sum_is_that_of_the_first_words)
 		sum += pages[i * 512];
 	cr_assert_eq(guestmem_sum(9, 16 << 20, sizeof(pages)), sum);
 	cr_assert_neq(guestmem_sum(8, 16 << 20, sizeof(pages)), sum);
+	cr_assert_neq(pages[0], pages[512]); // the address matters
 	// Half a page is one word, as the guest's own fill has it.
 	cr_assert_eq(pages[0], pages[255]);
 	cr_assert_neq(pages[256], pages[257]);
