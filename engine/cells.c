@@ -520,6 +520,11 @@ int eng_cell_park(struct eng_cell *cell, struct err *e)
 	return 0;
 }
 
+bool eng_cell_is_parked(const struct eng_cell *cell)
+{
+	return is_running(cell) && cell->parked;
+}
+
 int eng_cell_unpark(struct eng_cell *cell, const void *mailbox, size_t len,
 		    struct err *e)
 {
@@ -527,7 +532,7 @@ int eng_cell_unpark(struct eng_cell *cell, const void *mailbox, size_t len,
 	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
 	int rc;
 
-	if (!is_running(cell) || !cell->parked)
+	if (!eng_cell_is_parked(cell))
 		return err_set(e, -ENOTCONN, "the microVM is not parked");
 	if (len > CP_MAILBOX_CHUNK)
 		return err_set(e, -E2BIG,

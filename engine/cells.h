@@ -128,6 +128,8 @@ int eng_cell_park(struct eng_cell *cell, struct err *e);
 int eng_cell_unpark(struct eng_cell *cell, const void *mailbox, size_t len,
 		    struct err *e);
 
+bool eng_cell_is_parked(const struct eng_cell *cell); // as far as is known
+
 // Ends the cell; gone(ENG_END_KILLED) follows when it is dead and reaped.
 void eng_cell_kill(struct eng_cell *cell);
 

@@ -27,6 +27,7 @@ struct reg_db {
 	int done_fd;
 	pthread_t writer;
 	bool writing; // the thread exists
+	bool waking;  // the loop is about to wake it
 
 	pthread_mutex_t lock;
 	pthread_cond_t more;

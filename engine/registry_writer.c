@@ -260,14 +260,28 @@ int reg_db_start(struct reg_db *db,
 	return 0;
 }
 
+static void wake(void *ctx)
+{
+	struct reg_db *db = ctx;
+
+	db->waking = false;
+	pthread_mutex_lock(&db->lock);
+	pthread_cond_signal(&db->more);
+	pthread_mutex_unlock(&db->lock);
+}
+
+// The writer is woken when the loop has served what was ready: requests that
+// came together share a commit.
 void reg_db_put(struct reg_db *db, struct reg_txn *t)
 {
 	t->next = NULL;
 	pthread_mutex_lock(&db->lock);
 	*db->txn_tail = t;
 	db->txn_tail = &t->next;
-	pthread_cond_signal(&db->more);
 	pthread_mutex_unlock(&db->lock);
+	if (!db->waking)
+		eng_loop_defer(db->loop, wake, db, "registry commit");
+	db->waking = true;
 }
 
 void reg_db_read(struct reg_db *db, uint64_t from, size_t max,

@@ -41,7 +41,8 @@ struct eng_vm {
 	struct reg_vm *r;
 	struct eng_cell *cell; // NULL: none
 	enum vm_op op;
-	struct eng_vm *pool_next, **pool_link; // while unclaimed (r->parked)
+	// While unclaimed (r->parked) in m->pool, then in m->claimed.
+	struct eng_vm *pool_next, **pool_link;
 	bool given_up; // it ends: counts as gone
 	bool captured; // OP_SUSPEND: cap_id is published
 	bool has_cap;
@@ -74,6 +75,8 @@ struct eng_vms {
 	struct gc_job *gc;	  // the one that runs
 	struct snaps_drop *drops; // under way
 	struct eng_vm *pool, **pool_tail; // unclaimed ones, oldest first
+	struct eng_vm *claimed;		  // still to be unparked
+	bool unparking;			  // a call that does it is due
 	bool pools_dirty;		  // counts to be written
 	struct eng_timer *pool_timer;
 };
@@ -123,6 +126,7 @@ int vm_pool_room(struct eng_vms *m, const struct vm_run *rq, struct err *e);
 void vm_pool_join(struct eng_vm *v);  // a parked run began
 void vm_pool_leave(struct eng_vm *v); // claimed or ended; NOP when not in
 void vm_pool_park(struct eng_vm *v);  // it started: stop it
+void vm_pool_unpark(struct eng_vms *m); // all that were claimed
 void vm_pool_parked(void *vm, int rc, const char *why); // the cell's answer
 void vm_pool_ended(struct eng_vm *v); // one that was PARKED will not be claimed
 // Gives the oldest ones up until `bytes` are free; false: they have not so much,

@@ -466,11 +466,11 @@ int eng_vm_suspend(struct eng_vms *m, struct reg_vm *r, struct err *e)
 {
 	struct eng_vm *v = r->live;
 
-	(void)m;
 	if (r->state != VM_RUNNING || v->op != OP_NONE)
 		return wrong_state(r, "suspended", e);
 	if (!eng_reg_healthy(m->env.reg, e))
 		return -EIO;
+	vm_pool_unpark(m); // it may just have been claimed
 	v->op = OP_SUSPEND;
 	v->op_error[0] = '\0';
 	v->t0 = util_now_ns();

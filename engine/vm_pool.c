@@ -89,7 +89,7 @@ void vm_pool_leave(struct eng_vm *v)
 	*v->pool_link = v->pool_next;
 	if (v->pool_next)
 		v->pool_next->pool_link = v->pool_link;
-	else
+	if (v->m->pool_tail == &v->pool_next)
 		v->m->pool_tail = v->pool_link;
 	v->pool_link = NULL;
 	v->pool_next = NULL;
@@ -257,53 +257,94 @@ static void adopt(struct eng_vm *v, const struct vm_run *rq)
 	v->t0 = rq->t0;
 }
 
-static void claimed(struct eng_vm *v, const struct vm_run *rq)
+static void unpark(struct eng_vm *v)
 {
-	v->op = OP_START;
-	vm_note_t0(v);
-	vm_note_now(v, "handed");
-	if (v->r->agent) {
-		vm_arm_deadline(v);
-		vm_set_claimed(v, VM_PENDING, rq);
-		vm_handshake(v);
+	struct err e = ERR_INIT;
+	int rc = eng_cell_unpark(v->cell, v->payload, v->payload_len, &e);
+
+	free(ptr_steal(v->payload));
+	v->payload_len = 0;
+	if (rc) {
+		eng_vm_terminate(v->m, v->r, "cell-crashed", e.msg);
 		return;
 	}
-	v->op = OP_NONE;
-	vm_note_now(v, "running");
-	vm_set_claimed(v, VM_RUNNING, rq);
+	vm_note_now(v, "handed");
+	if (v->r->agent)
+		vm_handshake(v);
+}
+
+void vm_pool_unpark(struct eng_vms *m)
+{
+	struct eng_vm *v;
+
+	while ((v = m->claimed)) {
+		vm_pool_leave(v);
+		if (v->cell && v->op != OP_TERMINATE)
+			unpark(v);
+	}
+}
+
+static void unpark_due(void *ctx)
+{
+	struct eng_vms *m = ctx;
+
+	m->unparking = false;
+	vm_pool_unpark(m);
+}
+
+// The order to go on wakes two threads, and takes the loop's processor with
+// them: so it comes after what the loop has to do for this claim and for those
+// that came with it, beside their commit.
+static void unpark_soon(struct eng_vm *v, const struct vm_run *rq)
+{
+	struct eng_vms *m = v->m;
+
+	if (rq->payload_len) {
+		v->payload = malloc(rq->payload_len);
+		if (!v->payload)
+			abort();
+		memcpy(v->payload, rq->payload, rq->payload_len);
+		v->payload_len = rq->payload_len;
+	}
+	v->pool_next = m->claimed;
+	v->pool_link = &m->claimed;
+	if (v->pool_next)
+		v->pool_next->pool_link = &v->pool_next;
+	m->claimed = v;
+	if (!m->unparking)
+		eng_loop_defer(m->env.loop, unpark_due, m, "claims");
+	m->unparking = true;
+}
+
+static void claim(struct eng_vm *v, const struct vm_run *rq)
+{
+	adopt(v, rq);
+	v->op = v->r->agent ? OP_START : OP_NONE;
+	vm_note_t0(v);
+	vm_note_now(v, "claimed");
+	vm_set_claimed(v, v->r->agent ? VM_PENDING : VM_RUNNING, rq);
 	vm_arm_deadline(v);
+	unpark_soon(v, rq);
 }
 
 bool vm_pool_claim(struct eng_vms *m, const struct vm_run *rq,
 		   struct reg_vm **out)
 {
 	struct reg_pool *p = eng_reg_pool(m->env.reg, rq->image->name);
-	struct eng_vm *v, *next;
+	struct eng_vm *v = m->pool;
 
-	for (v = m->pool; v; v = next) {
-		struct err why = ERR_INIT;
-
-		next = v->pool_next;
-		if (v->r->state != VM_PARKED ||
-		    !is_of(v, rq->image->name, rq->version->version))
-			continue;
-		if (eng_cell_unpark(v->cell, rq->payload, rq->payload_len,
-				    &why)) {
-			log_warn("%s: cannot be claimed: %s", v->r->id,
-				 why.msg);
-			give_up(v, "cell-crashed", why.msg);
-			continue;
-		}
-		adopt(v, rq);
-		if (p)
-			count(m, &p->hits);
-		claimed(v, rq);
-		*out = v->r;
-		return true;
-	}
-	if (p && p->size)
+	while (v && (v->r->state != VM_PARKED || !eng_cell_is_parked(v->cell) ||
+		     !is_of(v, rq->image->name, rq->version->version)))
+		v = v->pool_next;
+	if (!v && p && p->size)
 		count(m, &p->misses);
-	return false;
+	if (!v)
+		return false;
+	if (p)
+		count(m, &p->hits);
+	claim(v, rq);
+	*out = v->r;
+	return true;
 }
 
 // --- the pools ---------------------------------------------------------------

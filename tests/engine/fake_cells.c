@@ -363,6 +363,11 @@ int eng_cell_park(struct eng_cell *cell, struct err *e)
 	return 0;
 }
 
+bool eng_cell_is_parked(const struct eng_cell *cell)
+{
+	return cell->state == RUNNING && cell->parked;
+}
+
 int eng_cell_unpark(struct eng_cell *cell, const void *mailbox, size_t len,
 		    struct err *e)
 {
