@@ -78,10 +78,10 @@ int cold_once(const struct daemon *d, unsigned mib, const char *order,
 	      struct cold_sample *out, struct err *e)
 {
 	pid_t thawd = daemon_main_pid(d);
-	uint64_t cpu = host_cpu_ns(thawd), disk = host_disk_read(), when;
+	uint64_t cpu = host_cpu_ns(thawd), disk = host_disk_read(), when = 0;
 	char name[32], line[128];
 	struct microvm vm;
-	double ns;
+	double ns = 0;
 	int rc;
 
 	image_name(name, sizeof(name), mib, order);
@@ -130,7 +130,7 @@ static int touch_ms(struct proc *p, unsigned mib, const char *order,
 		    struct samples *s, struct err *e)
 {
 	char line[96], answer[128];
-	double ns;
+	double ns = 0;
 	int rc;
 
 	snprintf(line, sizeof(line), "touch private touch read %s 16M %uM",

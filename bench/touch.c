@@ -36,7 +36,7 @@ static int floor_once(struct proc *f, const char *how, const char *cmd,
 		      uint64_t bytes, struct samples *s, struct err *e)
 {
 	char line[128], answer[128];
-	double ns;
+	double ns = 0;
 	int rc;
 
 	snprintf(line, sizeof(line), "touch %s %s", how, cmd);
@@ -54,7 +54,7 @@ static int thaw_once(const struct daemon *d, const char *cmd, uint64_t bytes,
 	char payload[80], line[128];
 	struct microvm vm;
 	uint64_t when;
-	double ns;
+	double ns = 0;
 	int rc;
 
 	snprintf(payload, sizeof(payload), "%s\n", cmd);
