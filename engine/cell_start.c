@@ -20,7 +20,10 @@
 
 #include "cells_priv.h"
 
-enum { LAY_PAGES = 256 }; // read and laid at once
+enum {
+	LAY_PAGES = 256, // read and laid at once
+	LAY_JOBS = 2,
+};
 
 int overlay_make(uint64_t bytes, int *out, struct err *e)
 {
@@ -179,8 +182,17 @@ int cell_send_start(struct eng_cell *cell, struct err *e)
 
 // --- a resumed microVM's own pages ------------------------------------------
 
+// By two workers: each takes every other chunk, in the same order.
+struct laying { // the loop's
+	unsigned due;
+	int rc;
+	char why[ERR_MSG_MAX];
+};
+
 struct lay_job {
 	struct cell_job job;
+	struct laying *all;
+	unsigned part, parts, chunk; // its number, of so many; chunks seen
 	int rc;
 	struct err err;
 };
@@ -252,6 +264,8 @@ static int lay_run(struct lay_job *lj, const struct pgc_run *run, void *buf)
 		uint64_t n = MIN(run->npages - k, (uint64_t)LAY_PAGES);
 		int rc;
 
+		if (lj->chunk++ % lj->parts != lj->part)
+			continue;
 		if (run->kind == PGC_RUN_ZERO) {
 			memset(buf, 0, n * PGC_PAGE);
 		} else {
@@ -290,17 +304,15 @@ static void lay_work(struct cell_job *j)
 	}
 }
 
-static void lay_done(struct cell_job *j)
+static void all_laid(struct eng_cell *cell, const struct laying *all)
 {
-	struct lay_job *lj = (struct lay_job *)j;
-	struct eng_cell *cell = j->cell;
-	int rc = lj->rc;
+	int rc = all->rc;
 
 	if (rc) {
 		cell_end(cell,
 			 rc == -EBADMSG || rc == -EIO ? ENG_END_MEMORY
 						      : ENG_END_START,
-			 "%s", lj->err.msg);
+			 "%s", all->why);
 	} else if (!cell->ended) {
 		cell->state = CELL_STARTING;
 		proc_expect_start(cell->proc, true);
@@ -308,18 +320,52 @@ static void lay_done(struct cell_job *j)
 			cell_end(cell, ENG_END_START, "the shell takes no GO");
 		starting_soon(cell);
 	}
+}
+
+static void lay_done(struct cell_job *j)
+{
+	struct lay_job *lj = (struct lay_job *)j;
+	struct laying *all = lj->all;
+
+	if (lj->rc && !all->rc) {
+		all->rc = lj->rc;
+		snprintf(all->why, sizeof(all->why), "%s", lj->err.msg);
+	}
+	if (--all->due == 0) {
+		all_laid(j->cell, all);
+		free(all);
+	}
 	free(lj);
 }
 
 void cell_mapped(struct eng_cell *cell)
 {
-	struct lay_job *lj = calloc(1, sizeof(*lj));
+	struct laying *all = calloc(1, sizeof(*all));
+	struct lay_job *lj[LAY_JOBS] = {NULL};
+	struct pgc_snap_stats st;
+	unsigned n;
+	bool ok = all != NULL;
 
-	if (!lj) {
+	pgc_snap_get_stats(cell->own->sn, &st);
+	n = st.own[PGC_MEM] > LAY_PAGES ? LAY_JOBS : 1;
+	for (unsigned i = 0; i < n; i++) {
+		lj[i] = calloc(1, sizeof(*lj[i]));
+		ok = ok && lj[i];
+	}
+	if (!ok) {
+		for (unsigned i = 0; i < n; i++)
+			free(lj[i]);
+		free(all);
 		cell_end(cell, ENG_END_START, "out of memory");
 		return;
 	}
 	cell->state = CELL_LAYING;
 	proc_expect_start(cell->proc, false);
-	cell_job_run(cell, &lj->job, lay_work, lay_done);
+	all->due = n;
+	for (unsigned i = 0; i < n; i++) {
+		lj[i]->all = all;
+		lj[i]->part = i;
+		lj[i]->parts = n;
+		cell_job_run(cell, &lj[i]->job, lay_work, lay_done);
+	}
 }
