@@ -13,10 +13,18 @@
 // shell of the class wanted longest ago makes room. A shell that gets ready
 // when enough are there, because who it was made for got another, is ended.
 #include <errno.h>
+#include <fcntl.h>
+#include <sys/resource.h>
 
 #include "cells_priv.h"
 
-enum { REFILL_MS = 4, RETRY_MS = 1000 };
+enum {
+	REFILL_MS = 4,
+	NEXT_MS = 1, // from one to the next
+	RETRY_MS = 1000,
+	FDS_OF_CELL = 10, // in thawd
+	FDS_AHEAD = 16384,
+};
 
 static struct cell_class *class_of(struct eng_cells *c, uint32_t mem_mib,
 				   unsigned vcpus)
@@ -138,10 +146,17 @@ static unsigned class_lacks(const struct eng_cells *c,
 	return have < size ? size - have : 0;
 }
 
+// Never later than it is due already: thaws that come one after the other would
+// put it off for as long as they come.
 static void refill_soon(struct eng_cells *c, uint64_t ms)
 {
-	if (!c->stopping && !c->keeper_lost)
-		eng_timer_set(c->refill, ms);
+	uint64_t due = util_now_ns() + ms * 1000000;
+
+	if (c->stopping || c->keeper_lost ||
+	    (c->refill_ns && c->refill_ns <= due))
+		return;
+	c->refill_ns = due;
+	eng_timer_set(c->refill, ms);
 }
 
 void shells_refill(void *ctx)
@@ -151,6 +166,7 @@ void shells_refill(void *ctx)
 	struct cell_proc *p;
 	struct err e = ERR_INIT;
 
+	c->refill_ns = 0;
 	if (c->stopping || c->keeper_lost)
 		return;
 	for (k = c->classes; k; k = k->next) {
@@ -165,7 +181,7 @@ void shells_refill(void *ctx)
 		refill_soon(c, RETRY_MS);
 		return;
 	}
-	refill_soon(c, REFILL_MS);
+	refill_soon(c, NEXT_MS);
 }
 
 static void bind_proc(struct eng_cell *cell, struct cell_proc *p)
@@ -358,8 +374,25 @@ unsigned eng_cells_blanks_ready(const struct eng_cells *c)
 	return c->blank ? c->blank->nready : 0;
 }
 
+// A descriptor table that is full is doubled, and in a process with several
+// threads that waits for a grace period of RCU, 8 ms and more: once, now.
+static void grow_descriptor_table(const struct eng_cells *c)
+{
+	struct rlimit lim;
+	rlim_t want = (rlim_t)c->cfg.max_cells * FDS_OF_CELL;
+	int fd;
+
+	if (getrlimit(RLIMIT_NOFILE, &lim) < 0)
+		return;
+	want = MIN(want, MIN(lim.rlim_cur, (rlim_t)FDS_AHEAD));
+	fd = fcntl(c->null_fd, F_DUPFD_CLOEXEC, (int)want - 1);
+	if (fd >= 0)
+		close(fd);
+}
+
 int blanks_want(struct eng_cells *c, struct err *e)
 {
+	grow_descriptor_table(c);
 	if (!c->cfg.blanks)
 		return 0;
 	c->blank = class_of(c, 0, 0);

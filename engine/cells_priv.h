@@ -36,6 +36,7 @@ struct eng_cells {
 	int cell_fd, null_fd; // thaw-cell's program; /dev/null
 	struct eng_watch *store_watch, *keeper_watch;
 	struct eng_timer *refill;
+	uint64_t refill_ns; // when it is due, CLOCK_MONOTONIC; 0: it is not set
 	struct cell_proc *procs;
 	struct eng_cell *cells;
 	struct cell_class *classes;
