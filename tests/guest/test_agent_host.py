@@ -196,7 +196,7 @@ def hostile_openings_are_refused(t):
         struct.pack("<BBHI", ac.OK, 0, 0, 0),         # the agent's own
         ac.frame(ac.STDIN, b"x"),                     # no opening
         ac.frame(ac.THAW, b"\0" * 91),                # one byte short
-        ac.frame(ac.FREEZE, b"\2\0\0\0"),             # unknown flag
+        ac.frame(ac.FREEZE, b"\4\0\0\0"),             # unknown flag
     ]
     for b in bad:
         with Stream(t.connect()) as s:
