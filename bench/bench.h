@@ -32,16 +32,23 @@ struct result {
 	json_t *extra;	      // more members; or NULL
 };
 
-enum { MAX_RESULTS = 128 };
+enum { MAX_RESULTS = 160, MAX_LEFT_OUT = 32 };
 struct report {
 	struct result v[MAX_RESULTS];
 	size_t n;
+	struct {
+		char name[64], why[240];
+	} left_out[MAX_LEFT_OUT]; // what could not be measured here
+	size_t num_left_out;
+	json_t *host; // of loaded results; NULL: this one's
 };
 
-// A new result, owned by the report.
+// A new result, owned by the report; one of that name is forgotten.
 struct result *report_add(struct report *r, const char *unit, const char *fmt,
 			  ...) __attribute__((format(printf, 3, 4)));
 struct result *report_find(struct report *r, const char *name); // or NULL
+// Says in the report that something is not in it. A name's first reason stays.
+void report_leave_out(struct report *r, const char *name, const char *why);
 void report_free(struct report *r);
 void result_number(struct result *r, const char *member, double v);
 void result_text(struct result *r, const char *member, const char *v);
@@ -50,10 +57,20 @@ double result_ratio(struct result *r); // 0: none
 
 // What the figures were measured on: kernel, CPU, KVM flavour, HZ, ...
 json_t *host_facts(void);
+// One line of them: "Linux 6.1.0, HZ=250, kvm_amd, nested, ...".
+void host_line(const json_t *host, char *buf, size_t cap);
 void report_table(FILE *out, struct report *r);
+// {"host": {...}, "results": [{...}, ...], "left_out": [{"name", "reason"}, ...]}
 json_t *report_json(struct report *r);
+// The same to a file, a line for each result.
+int report_save(const char *path, struct report *r, struct err *e);
+// Adds the results of such a file. -EEXIST: a name is there already; -EPROTO: the
+// file is not one of report_save().
+int report_load(struct report *r, const char *path, struct err *e);
 // The same as pages to read: DIR/report.md with DIR/*.svg and DIR/bench.json.
 int report_write(const char *dir, struct report *r, struct err *e);
+// The page's plots into `dir`, named in `md` (report_plots.c).
+int report_plots(const char *dir, FILE *md, struct report *r);
 
 // --- thawd, as the harness drives it (daemon.c) -----------------------------------
 
@@ -123,6 +140,35 @@ int microvm_inspect(const struct daemon *d, const struct microvm *vm,
 int microvm_end(const struct daemon *d, const struct microvm *vm,
 		struct err *e);
 
+// --- what a sample costs beside its time (cost.c) ------------------------------------
+
+// CPU time of thawd in the meantime and of the cell in all its life (its
+// preparation too), what the guest's pages missed, and what disks read.
+struct cost {
+	pid_t thawd;
+	uint64_t cpu0, read0;
+	struct samples cpu_ms, faults, fault_pages, minor, major, read;
+	struct samples t1_ms, t2_ms;
+};
+
+void cost_begin(struct cost *c, const struct daemon *d);
+// Before microvm_end(). On an error nothing is added.
+int cost_end(struct cost *c, const struct daemon *d, const struct microvm *vm,
+	     struct err *e);
+// Medians as members of the result: cpu_ms, faults, fault_pages, faults_minor,
+// faults_major, bytes_read, t1_ms and t2_ms. Frees the samples.
+void cost_report(struct cost *c, struct result *r);
+
+// For what is done by many processes at once: the whole machine's time, in jiffies,
+// so only the mean of many samples means something.
+struct busy {
+	uint64_t cpu0, read0, cpu, read;
+	size_t n;
+};
+void busy_begin(struct busy *b);
+void busy_end(struct busy *b, size_t samples); // that were taken since
+void busy_report(const struct busy *b, struct result *r); // cpu_ms, bytes_read
+
 // --- floor programs (proc.c) --------------------------------------------------------
 
 struct proc {
@@ -148,6 +194,10 @@ uint64_t host_meminfo(const char *name);
 uint64_t host_pss_kb(pid_t pid);
 // Nanoseconds on a processor of all threads of a process, so far.
 uint64_t host_cpu_ns(pid_t pid);
+// Page faults of a process that the kernel counted, so far.
+void host_faults(pid_t pid, uint64_t *minor, uint64_t *major);
+// Nanoseconds that all processors were busy, so far.
+uint64_t host_busy_ns(void);
 // Bytes read from the host's disks, so far.
 uint64_t host_disk_read(void);
 // Writes out and drops the page cache, dentries and inodes. -EPERM: not root.

@@ -232,6 +232,7 @@ static int measure(struct rig *g, struct result *r, unsigned mib,
 	}
 	if (!rc)
 		cold_details(r, all, n);
+	result_number(r, "t5_ms", samples_percentile(&r->samples, 50));
 	result_number(r, "working_set_mib", mib);
 	result_text(r, "order", order);
 	floors_report(r, &f);

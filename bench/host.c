@@ -67,6 +67,45 @@ uint64_t host_cpu_ns(pid_t pid)
 	return sum;
 }
 
+void host_faults(pid_t pid, uint64_t *minor, uint64_t *major)
+{
+	unsigned long long lo = 0, hi = 0;
+	char path[64], line[1024];
+	FILE *f;
+
+	*minor = *major = 0;
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+	f = fopen(path, "re");
+	if (!f)
+		return;
+	if (fgets(line, sizeof(line), f)) {
+		// The name in parentheses may hold anything.
+		const char *p = strrchr(line, ')');
+
+		if (p &&
+		    sscanf(p + 1, " %*c %*d %*d %*d %*d %*d %*u %llu %*u %llu",
+			   &lo, &hi) == 2) {
+			*minor = lo;
+			*major = hi;
+		}
+	}
+	fclose(f);
+}
+
+uint64_t host_busy_ns(void)
+{
+	unsigned long long user = 0, nice = 0, sys = 0, irq = 0, soft = 0;
+	FILE *f = fopen("/proc/stat", "re");
+
+	if (f && fscanf(f, "cpu %llu %llu %llu %*u %*u %llu %llu", &user, &nice,
+			&sys, &irq, &soft) != 5)
+		user = nice = sys = irq = soft = 0;
+	if (f)
+		fclose(f);
+	return (user + nice + sys + irq + soft) *
+	       (1000000000ull / (uint64_t)sysconf(_SC_CLK_TCK));
+}
+
 // Whole disks only: partitions would count twice. A disk has a directory
 // in /sys/block.
 uint64_t host_disk_read(void)
@@ -194,4 +233,29 @@ json_t *host_facts(void)
 	    access("/sys/fs/cgroup/cgroup.controllers", F_OK) == 0 ? "v2"
 								   : "v1",
 	    "nx_huge_pages", nx, "emulated", getenv("KVMBOX") != NULL);
+}
+
+static const char *fact(const json_t *host, const char *key)
+{
+	const char *s = json_string_value(json_object_get(host, key));
+
+	return s && *s ? s : "unknown";
+}
+
+void host_line(const json_t *host, char *buf, size_t cap)
+{
+	snprintf(buf, cap,
+		 "Linux %s, HZ=%d, %s%s, %d CPUs (%s), cgroup %s, "
+		 "nx_huge_pages=%s%s",
+		 fact(host, "kernel"),
+		 (int)json_integer_value(json_object_get(host, "hz")),
+		 fact(host, "kvm"),
+		 json_is_true(json_object_get(host, "nested")) ? ", nested"
+							       : "",
+		 (int)json_integer_value(json_object_get(host, "cpus")),
+		 fact(host, "cpu"), fact(host, "cgroup"),
+		 fact(host, "nx_huge_pages"),
+		 json_is_true(json_object_get(host, "emulated"))
+		     ? "; all times are emulated"
+		     : "");
 }

@@ -69,6 +69,16 @@ static void usage(FILE *out)
 		     "look, no result\n"
 		     "  -j, --json FILE   write host and results as JSON too\n"
 		     "  -r, --report DIR  write a report with plots\n"
+		     "  -f, --from FILE   take the results of an earlier "
+		     "--json into this report\n"
+		     "                    (may be repeated); alone, "
+		     "nothing is measured\n"
+		     "  -p, --peers LIST  only these peers, comma-separated; "
+		     "\"\" for none\n"
+		     "  --firecracker PATH, --cloud-hypervisor PATH, --qemu "
+		     "PATH\n"
+		     "                    programs of peers that are not in "
+		     "$PATH\n"
 		     "  -h, --help        this text\n");
 }
 
@@ -81,17 +91,6 @@ static int find_bin_dir(char *dir, size_t cap)
 	dir[n] = '\0';
 	dirname(dir);
 	return 0;
-}
-
-static int write_json(const char *path, struct report *r)
-{
-	json_t *j = report_json(r);
-	int rc = json_dump_file(j, path, JSON_INDENT(2));
-
-	json_decref(j);
-	if (rc < 0)
-		log_err("cannot write %s: %m", path);
-	return rc;
 }
 
 static bool wanted(const char *name, char **argv)
@@ -124,92 +123,133 @@ static int check_names(char **argv)
 }
 
 // What was measured before something failed is worth its report.
-static int run_all(const struct bench_options *o, char **names,
-		   const char *json, const char *dir)
+static int measure(const struct bench_options *o, char **names,
+		   struct report *r)
 {
-	static struct report r;
 	struct err e = ERR_INIT;
 	int failed = 0;
 
+	json_decref(r->host); // of earlier results: now it is this one
+	r->host = NULL;
 	for (size_t i = 0; i < ARRAY_SIZE(measurements); i++) {
-		size_t before = r.n;
+		size_t before = r->n;
 
 		if (!wanted(measurements[i].name, names))
 			continue;
 		fprintf(stderr, "measuring %s\n", measurements[i].name);
-		if (measurements[i].run(o, &r, &e)) {
+		if (measurements[i].run(o, r, &e)) {
 			log_err("%s: %s", measurements[i].name, e.msg);
-			r.n = before;
+			report_leave_out(r, measurements[i].name, e.msg);
+			r->n = before;
 			failed = 1;
 		}
 	}
+	return failed;
+}
+
+static int report(struct report *r, const char *json, const char *dir)
+{
+	struct err e = ERR_INIT;
+	int failed = 0;
+
 	if (getenv("KVMBOX"))
 		printf("These times are emulated (kvmbox): compare ratios "
 		       "only.\n");
-	report_table(stdout, &r);
-	if (json && write_json(json, &r) < 0)
-		failed = 1;
-	if (dir && report_write(dir, &r, &e)) {
+	report_table(stdout, r);
+	if (json && report_save(json, r, &e)) {
 		log_err("%s", e.msg);
 		failed = 1;
 	}
-	report_free(&r);
+	if (dir && report_write(dir, r, &e)) {
+		log_err("%s", e.msg);
+		failed = 1;
+	}
 	return failed;
+}
+
+struct args {
+	struct bench_options o;
+	const char *json, *dir;
+	bool loaded; // results of earlier runs
+	struct report r;
+};
+
+static const char letters[] = "n:qj:r:f:p:h";
+static const struct option options[] = {
+    {"runs", required_argument, NULL, 'n'},
+    {"quick", no_argument, NULL, 'q'},
+    {"json", required_argument, NULL, 'j'},
+    {"report", required_argument, NULL, 'r'},
+    {"from", required_argument, NULL, 'f'},
+    {"help", no_argument, NULL, 'h'},
+    {"peers", required_argument, NULL, 'p'},
+    {"qemu", required_argument, NULL, BINARY},
+    {"firecracker", required_argument, NULL, BINARY + 1},
+    {"cloud-hypervisor", required_argument, NULL, BINARY + 2},
+    {NULL, 0, NULL, 0}};
+
+static int load(struct args *a, const char *path)
+{
+	struct err e = ERR_INIT;
+
+	a->loaded = true;
+	if (!report_load(&a->r, path, &e))
+		return -1;
+	log_err("%s", e.msg);
+	return 1;
+}
+
+// The exit code of one that ends the program, or -1.
+static int take_option(struct args *a, int c)
+{
+	switch (c) {
+	case 'n':
+		a->o.runs = (unsigned)strtoul(optarg, NULL, 10);
+		return -1;
+	case 'q':
+		a->o.quick = true;
+		a->o.runs = 40;
+		return -1;
+	case 'j':
+		a->json = optarg;
+		return -1;
+	case 'r':
+		a->dir = optarg;
+		return -1;
+	case 'f':
+		return load(a, optarg);
+	case 'p':
+		a->o.peers = optarg;
+		return -1;
+	case BINARY:
+	case BINARY + 1:
+	case BINARY + 2:
+		binaries[c - BINARY].path = optarg;
+		return -1;
+	case 'h':
+		usage(stdout);
+		return 0;
+	default:
+		usage(stderr);
+		return 2;
+	}
 }
 
 int main(int argc, char **argv)
 {
-	static const struct option options[] = {
-	    {"runs", required_argument, NULL, 'n'},
-	    {"quick", no_argument, NULL, 'q'},
-	    {"json", required_argument, NULL, 'j'},
-	    {"report", required_argument, NULL, 'r'},
-	    {"help", no_argument, NULL, 'h'},
-	    {"peers", required_argument, NULL, 'p'},
-	    {"qemu", required_argument, NULL, BINARY},
-	    {"firecracker", required_argument, NULL, BINARY + 1},
-	    {"cloud-hypervisor", required_argument, NULL, BINARY + 2},
-	    {NULL, 0, NULL, 0}};
 	static char bin_dir[PATH_MAX];
-	struct bench_options o = {
-	    .bin_dir = bin_dir, .peer_binary = peer_binary, .runs = 200};
-	const char *json = NULL, *dir = NULL;
-	int c;
+	static struct args a = {
+	    .o = {.bin_dir = bin_dir, .peer_binary = peer_binary, .runs = 200}};
+	int c, failed = 0;
 
 	log_init("thaw-bench", LOG_LVL_INFO);
-	while ((c = getopt_long(argc, argv, "n:qj:r:p:h", options, NULL)) !=
-	       -1) {
-		switch (c) {
-		case 'n':
-			o.runs = (unsigned)strtoul(optarg, NULL, 10);
-			break;
-		case 'q':
-			o.quick = true;
-			o.runs = 40;
-			break;
-		case 'j':
-			json = optarg;
-			break;
-		case 'r':
-			dir = optarg;
-			break;
-		case 'p':
-			o.peers = optarg;
-			break;
-		case BINARY:
-		case BINARY + 1:
-		case BINARY + 2:
-			binaries[c - BINARY].path = optarg;
-			break;
-		case 'h':
-			usage(stdout);
-			return 0;
-		default:
-			usage(stderr);
-			return 2;
-		}
+	while ((c = getopt_long(argc, argv, letters, options, NULL)) != -1) {
+		int code = take_option(&a, c);
+
+		if (code >= 0)
+			return code;
 	}
-	if (o.runs < 1 || o.runs > 1000000) {
+	if (a.o.runs < 1 || a.o.runs > 1000000) {
 		fprintf(stderr, "thaw-bench: --runs must be between 1 and "
 				"1000000\n");
 		return 2;
@@ -220,5 +260,9 @@ int main(int argc, char **argv)
 		log_err("cannot find my own executable: %m");
 		return 1;
 	}
-	return run_all(&o, argv + optind, json, dir);
+	if (!a.loaded || argv[optind])
+		failed = measure(&a.o, argv + optind, &a.r);
+	failed |= report(&a.r, a.json, a.dir);
+	report_free(&a.r);
+	return failed;
 }

@@ -23,6 +23,7 @@ struct contender {
 	char dir[160];
 	struct result *r[NUM_FIGURES]; // warm, cold, cold.rand
 	double cpu_ms[NUM_FIGURES];
+	struct samples t1[NUM_FIGURES], t2[NUM_FIGURES]; // ms
 };
 
 struct rig {
@@ -46,8 +47,9 @@ static bool chosen(const struct bench_options *o, const char *name)
 }
 
 static int prepare(struct rig *g, const struct bench_options *o,
-		   const struct peer *p, struct err *e)
+		   struct report *rep, const struct peer *p, struct err *e)
 {
+	char name[64];
 	struct contender *c = &g->c[g->n];
 	struct peer_spec spec = {
 	    .bin_dir = o->bin_dir,
@@ -73,6 +75,8 @@ static int prepare(struct rig *g, const struct bench_options *o,
 		return rc;
 	if (rc > 0) {
 		fprintf(stderr, "%s is left out: %s\n", p->name, e->msg);
+		snprintf(name, sizeof(name), "peer.%s", p->name);
+		report_leave_out(rep, name, e->msg);
 		p->finish(c->state);
 		return 0;
 	}
@@ -86,6 +90,10 @@ static int add_sample(struct contender *c, unsigned figure,
 	double ns;
 
 	c->cpu_ms[figure] += s->cpu_ms;
+	if (s->t.t1 > s->t.t0)
+		samples_add(&c->t1[figure], (double)(s->t.t1 - s->t.t0) / 1e6);
+	if (s->t.t2 > s->t.t0)
+		samples_add(&c->t2[figure], (double)(s->t.t2 - s->t.t0) / 1e6);
 	if (!figure) {
 		if (s->t.t2 <= s->t.t0)
 			return err_set(e, -EIO, "%s told no first sign",
@@ -158,22 +166,35 @@ static int figure_runs(struct rig *g, unsigned figure, unsigned runs,
 	return rc;
 }
 
+static void finish_figure(struct contender *c, unsigned i, double thaw)
+{
+	struct result *r = c->r[i];
+	double p50 = samples_percentile(&r->samples, 50);
+
+	if (r->samples.n) {
+		r->ratio = thaw > 0 ? p50 / thaw : 0;
+		result_number(r, "thaw_p50", thaw);
+		result_number(r, "cpu_ms", c->cpu_ms[i] / (double)r->samples.n);
+		result_text(r, "what", c->peer->what);
+		if (c->t1[i].n)
+			result_number(r, "t1_ms",
+				      samples_percentile(&c->t1[i], 50));
+		if (c->t2[i].n)
+			result_number(r, "t2_ms",
+				      samples_percentile(&c->t2[i], 50));
+		if (i)
+			result_number(r, "t5_ms", p50);
+	}
+	samples_free(&c->t1[i]);
+	samples_free(&c->t2[i]);
+}
+
 static void finish_figures(struct rig *g)
 {
 	for (size_t k = 0; k < g->n; k++) {
-		for (unsigned i = 0; i < NUM_FIGURES; i++) {
-			struct result *r = g->c[k].r[i];
-			double thaw = samples_percentile(&g->thaw[i], 50);
-			double p50 = samples_percentile(&r->samples, 50);
-
-			if (!r->samples.n)
-				continue;
-			r->ratio = thaw > 0 ? p50 / thaw : 0;
-			result_number(r, "thaw_p50", thaw);
-			result_number(r, "cpu_ms",
-				      g->c[k].cpu_ms[i] / (double)r->samples.n);
-			result_text(r, "what", g->c[k].peer->what);
-		}
+		for (unsigned i = 0; i < NUM_FIGURES; i++)
+			finish_figure(&g->c[k], i,
+				      samples_percentile(&g->thaw[i], 50));
 	}
 }
 
@@ -191,7 +212,7 @@ static int rig_start(struct rig *g, const struct bench_options *o,
 		rc = cold_build(&g->d, COLD_MIB, orders[i], e);
 	for (size_t i = 0; peers[i] && g->n < MAX_PEERS && !rc; i++) {
 		if (chosen(o, peers[i]->name))
-			rc = prepare(g, o, peers[i], e);
+			rc = prepare(g, o, rep, peers[i], e);
 	}
 	for (size_t k = 0; k < g->n; k++) {
 		for (unsigned i = 0; i < NUM_FIGURES; i++) {

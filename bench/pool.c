@@ -109,7 +109,7 @@ static int wakes(struct proc *floor, struct samples *us, struct err *e)
 
 static int rounds(const struct daemon *d, struct proc *floor, unsigned n,
 		  struct samples *claims, struct samples *trips,
-		  struct samples *wake, struct err *e)
+		  struct samples *wake, struct busy *busy, struct err *e)
 {
 	int rc = 0;
 
@@ -121,9 +121,11 @@ static int rounds(const struct daemon *d, struct proc *floor, unsigned n,
 					 NULL, e);
 		if (!rc)
 			rc = wakes(floor, wake, e);
+		busy_begin(busy);
 		if (!rc)
 			rc = clients_run(d, CLIENTS, claim, NULL, claims, NULL,
 					 e);
+		busy_end(busy, (size_t)CLIENTS * EACH);
 		if (!rc)
 			rc = end_all(d, e);
 	}
@@ -134,6 +136,7 @@ int bench_pool(const struct bench_options *o, struct report *rep, struct err *e)
 {
 	struct result *r = report_add(rep, "us", "pool.claim");
 	struct samples trips = {0}, wake = {0};
+	struct busy busy = {0};
 	struct daemon d = {0};
 	struct proc floor = {0};
 	int rc = daemon_start(&d, o->bin_dir, 0, 2, 0, e);
@@ -150,9 +153,10 @@ int bench_pool(const struct bench_options *o, struct report *rep, struct err *e)
 				 e);
 	if (!rc)
 		rc = rounds(&d, &floor, o->quick ? 2 : 15, &r->samples, &trips,
-			    &wake, e);
+			    &wake, &busy, e);
 	r->floor_p50 =
 	    samples_percentile(&trips, 50) + samples_percentile(&wake, 50);
+	busy_report(&busy, r);
 	result_number(r, "clients", CLIENTS);
 	result_number(r, "floor_round_trip_p50",
 		      samples_percentile(&trips, 50));

@@ -52,10 +52,15 @@ static int sustained(const struct daemon *d, struct report *rep, double seconds,
 {
 	struct result *r = report_add(rep, "1/s", "restores.rate");
 	struct samples us = {0}, stamp = {0};
+	struct busy busy = {0};
 	uint64_t t0 = util_now_ns();
 	struct job job = {t0 + (uint64_t)(seconds * 1e9)};
-	int rc = clients_run(d, CLIENTS, run_and_end, &job, &us, &stamp, e);
+	int rc;
 
+	busy_begin(&busy);
+	rc = clients_run(d, CLIENTS, run_and_end, &job, &us, &stamp, e);
+	busy_end(&busy, us.n);
+	busy_report(&busy, r);
 	windows(&stamp, t0, seconds, &r->samples);
 	result_number(r, "clients", CLIENTS);
 	result_number(r, "mean", (double)us.n / seconds);

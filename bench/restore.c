@@ -30,14 +30,20 @@ static int floor_once(struct proc *f, struct samples *s, struct err *e)
 	return rc;
 }
 
-static int run_once(const struct daemon *d, struct samples *s, struct err *e)
+static int run_once(const struct daemon *d, struct samples *s, struct cost *c,
+		    struct err *e)
 {
 	struct microvm vm;
-	int rc = microvm_run(d, "ring3", NULL, &vm, e);
+	int rc;
 
+	cost_begin(c, d);
+	rc = microvm_run(d, "ring3", NULL, &vm, e);
 	if (rc)
 		return rc;
 	samples_add(s, (double)(vm.t2 - vm.t0) / 1000);
+	rc = cost_end(c, d, &vm, e);
+	if (rc)
+		return rc;
 	return microvm_end(d, &vm, e); // off the measured path
 }
 
@@ -75,6 +81,7 @@ static int quiet(const struct rig *g, struct err *e)
 static int measure(struct rig *g, const struct bench_options *o,
 		   struct result *fresh, struct result *shell, struct err *e)
 {
+	struct cost costs[2] = {{0}};
 	struct samples warm = {0};
 	int rc = 0;
 
@@ -88,15 +95,19 @@ static int measure(struct rig *g, const struct bench_options *o,
 		if (!rc)
 			rc = quiet(g, e);
 		if (!rc)
-			rc = run_once(&g->shell,
-				      count ? &shell->samples : &warm, e);
+			rc =
+			    run_once(&g->shell, count ? &shell->samples : &warm,
+				     &costs[0], e);
 		if (!rc)
 			rc = quiet(g, e);
 		if (!rc)
-			rc = run_once(&g->fresh,
-				      count ? &fresh->samples : &warm, e);
+			rc =
+			    run_once(&g->fresh, count ? &fresh->samples : &warm,
+				     &costs[1], e);
 	}
 	samples_free(&warm);
+	cost_report(&costs[0], shell);
+	cost_report(&costs[1], fresh);
 	for (size_t i = 0; i < shell->floor.n; i++)
 		samples_add(&fresh->floor, shell->floor.v[i]);
 	return rc;

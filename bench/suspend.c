@@ -69,7 +69,7 @@ static double member(const json_t *j, const char *name)
 
 static int thaw_once(const struct daemon *d, const char *image,
 		     struct samples *parked, struct samples *total,
-		     struct err *e)
+		     struct busy *busy, struct err *e)
 {
 	char payload[64], line[128];
 	struct microvm vm;
@@ -83,8 +83,10 @@ static int thaw_once(const struct daemon *d, const char *image,
 	if (rc)
 		return rc;
 	rc = microvm_line(d, &vm, "FILLED", line, sizeof(line), &when, e);
+	busy_begin(busy);
 	if (!rc)
 		rc = suspend(d, &vm, &t, e);
+	busy_end(busy, 1);
 	if (rc)
 		return rc;
 	if (member(t, "dirtyMemoryPages") < DIRTY_MIB * 256.0)
@@ -103,6 +105,7 @@ static int one_size(struct rig *g, struct report *rep, unsigned mib,
 		? report_add(rep, "us", "suspend.parked")
 		: report_add(rep, "us", "suspend.parked.%ug", mib / 1024);
 	struct samples total = {0};
+	struct busy busy = {0};
 	struct floors f = {0};
 	char image[16];
 	int rc;
@@ -115,8 +118,10 @@ static int one_size(struct rig *g, struct report *rep, unsigned mib,
 		if (!rc)
 			rc = floor_once(g, mib, &r->floor, &f, e);
 		if (!rc)
-			rc = thaw_once(&g->d, image, &r->samples, &total, e);
+			rc = thaw_once(&g->d, image, &r->samples, &total, &busy,
+				       e);
 	}
+	busy_report(&busy, r);
 	result_number(r, "dirty_mib", DIRTY_MIB);
 	result_number(r, "floor_scan_p50", samples_percentile(&f.scan, 50));
 	result_number(r, "floor_copy_p50", samples_percentile(&f.copy, 50));

@@ -49,7 +49,7 @@ static int floor_once(struct proc *f, const char *how, const char *cmd,
 }
 
 static int thaw_once(const struct daemon *d, const char *cmd, uint64_t bytes,
-		     struct samples *s, struct err *e)
+		     struct samples *s, struct cost *c, struct err *e)
 {
 	char payload[80], line[128];
 	struct microvm vm;
@@ -58,6 +58,7 @@ static int thaw_once(const struct daemon *d, const char *cmd, uint64_t bytes,
 	int rc;
 
 	snprintf(payload, sizeof(payload), "%s\n", cmd);
+	cost_begin(c, d);
 	rc = microvm_run(d, "ring3", payload, &vm, e);
 	if (rc)
 		return rc;
@@ -66,6 +67,8 @@ static int thaw_once(const struct daemon *d, const char *cmd, uint64_t bytes,
 		rc = touch_parse(line, 1, bytes, &ns, e);
 	if (!rc)
 		samples_add(s, ns);
+	if (!rc)
+		rc = cost_end(c, d, &vm, e);
 	if (!rc)
 		rc = microvm_end(d, &vm, e);
 	return rc;
@@ -89,6 +92,7 @@ static int variant(struct rig *g, struct result *r, const char *cmd,
 		   uint64_t bytes, unsigned runs, struct err *e)
 {
 	struct samples populated = {0}, uffd = {0};
+	struct cost cost = {0};
 	int rc = 0;
 
 	for (unsigned i = 0; i < runs && !rc; i++) {
@@ -98,7 +102,8 @@ static int variant(struct rig *g, struct result *r, const char *cmd,
 			rc = floor_once(&g->floor, "private", cmd, bytes,
 					&r->floor, e);
 		if (!rc)
-			rc = thaw_once(&g->d, cmd, bytes, &r->samples, e);
+			rc =
+			    thaw_once(&g->d, cmd, bytes, &r->samples, &cost, e);
 		if (!rc && i < 10)
 			rc = floor_once(&g->floor, "populated", cmd, bytes,
 					&populated, e);
@@ -107,6 +112,7 @@ static int variant(struct rig *g, struct result *r, const char *cmd,
 			    floor_once(&g->floor, "uffd", cmd, bytes, &uffd, e);
 	}
 	other_floors(r, &populated, &uffd);
+	cost_report(&cost, r);
 	samples_free(&populated);
 	samples_free(&uffd);
 	return rc;
@@ -139,6 +145,8 @@ int bench_touch(const struct bench_options *o, struct report *rep,
 		struct err *e)
 {
 	struct samples warm = {0};
+	struct cost unused = {0};
+	struct result none = {.name = ""};
 	struct rig g = {0};
 	int rc;
 
@@ -152,10 +160,12 @@ int bench_touch(const struct bench_options *o, struct report *rep,
 	// Fills the template.
 	if (!rc)
 		rc = thaw_once(&g.d, "touch read seq 16M 128M", 128 << 20,
-			       &warm, e);
+			       &warm, &unused, e);
 	for (size_t i = 0; i < ARRAY_SIZE(sizes) - o->quick && !rc; i++)
 		rc = one_size(&g, o, rep, sizes[i], e);
 	samples_free(&warm);
+	cost_report(&unused, &none);
+	json_decref(none.extra);
 	proc_stop(&g.floor);
 	daemon_stop(&g.d);
 	return rc;

@@ -121,6 +121,142 @@ Test(json, tells_the_host)
 	json_decref(j);
 }
 
+// --- JSON read back --------------------------------------------------------------
+
+static char saved[] = "/tmp/test-bench-XXXXXX.json";
+
+static void save_to_file(const char *text)
+{
+	static bool made;
+	FILE *f;
+
+	if (!made) {
+		int fd = mkstemps(saved, 5);
+
+		cr_assert_geq(fd, 0);
+		close(fd);
+		made = true;
+	}
+	if (!text)
+		return;
+	f = fopen(saved, "we");
+	cr_assert_not_null(f);
+	fputs(text, f);
+	fclose(f);
+}
+
+Test(json, comes_back_as_it_was_saved)
+{
+	struct err e = ERR_INIT;
+	struct result *r =
+	    result_of("restore.shell", (double[]){700, 800, 905.123}, 3);
+	json_t *before, *after;
+
+	samples_add(&r->floor, 1000);
+	result_number(r, "cpu_ms", 1.5);
+	r = result_of("peer.x.warm", (double[]){9000}, 1);
+	r->ratio = 11.25;
+	r = result_of("a.put.together", (double[]){10}, 1);
+	r->floor_p50 = 8;
+	report_leave_out(&rep, "peer.y", "it is not here");
+	before = report_json(&rep);
+	save_to_file(NULL);
+	cr_assert_eq(report_save(saved, &rep, &e), 0, "%s", e.msg);
+	report_free(&rep);
+	cr_assert_eq(report_load(&rep, saved, &e), 0, "%s", e.msg);
+	after = report_json(&rep);
+	cr_assert(json_equal(before, after), "%s\n%s", json_dumps(before, 0),
+		  json_dumps(after, 0));
+	cr_assert_eq(samples_percentile(
+			 &report_find(&rep, "restore.shell")->samples, 100),
+		     905.123);
+	cr_assert_eq(report_load(&rep, saved, &e), -EEXIST);
+	cr_assert_not_null(strstr(e.msg, "restore.shell"));
+	json_decref(before);
+	json_decref(after);
+	report_free(&rep);
+	unlink(saved);
+}
+
+Test(json, of_a_result_measured_again_only_the_new_one_stays)
+{
+	struct result *r = result_of("a", (double[]){1, 2}, 2);
+
+	result_number(r, "cpu_ms", 1.5);
+	result_of("b", (double[]){3}, 1);
+	r = result_of("a", (double[]){4}, 1);
+	cr_assert_eq(rep.n, 2);
+	cr_assert_eq(report_find(&rep, "a"), r);
+	cr_assert_eq(samples_percentile(&r->samples, 0), 4);
+	cr_assert_null(r->extra);
+	report_free(&rep);
+}
+
+Test(json, that_is_no_report_is_refused)
+{
+	static const char *const bad[] = {
+	    "",
+	    "[]",
+	    "{\"results\": []}",
+	    "{\"host\": {}, \"results\": 1}",
+	    "{\"host\": {}, \"results\": [{\"name\": \"a\"}]}",
+	    "{\"host\": {}, \"results\": [{\"name\": \"a\", \"unit\": \"s\"}]}",
+	    "{\"host\": {}, \"results\": [{\"name\": \"a\", \"unit\": \"s\", "
+	    "\"samples\": []}]}",
+	    "{\"host\": {}, \"results\": [{\"name\": \"a\", \"unit\": \"s\", "
+	    "\"samples\": [1, \"2\"]}]}"};
+
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+		struct err e = ERR_INIT;
+
+		save_to_file(bad[i]);
+		cr_assert_eq(report_load(&rep, saved, &e), -EPROTO, "%s",
+			     bad[i]);
+		cr_assert_not_null(strstr(e.msg, saved), "%s", e.msg);
+		report_free(&rep);
+	}
+	unlink(saved);
+}
+
+// Real figures say where real ones come from, whatever was read first.
+Test(json, the_host_is_one_whose_times_are_real)
+{
+	static const char real[] = "{\"host\": {\"kernel\": \"real\", "
+				   "\"emulated\": false}, \"results\": []}";
+	static const char box[] = "{\"host\": {\"kernel\": \"box\", "
+				  "\"emulated\": true}, \"results\": []}";
+	const char *const orders[][2] = {{real, box}, {box, real}};
+
+	for (size_t i = 0; i < 2; i++) {
+		struct err e = ERR_INIT;
+
+		for (size_t k = 0; k < 2; k++) {
+			save_to_file(orders[i][k]);
+			cr_assert_eq(report_load(&rep, saved, &e), 0);
+		}
+		cr_assert_str_eq(
+		    json_string_value(json_object_get(rep.host, "kernel")),
+		    "real");
+		report_free(&rep);
+	}
+	unlink(saved);
+}
+
+Test(host, is_told_in_one_line)
+{
+	json_t *host = json_pack(
+	    "{s:s, s:s, s:i, s:i, s:s, s:b, s:s, s:s, s:b}", "kernel", "6.1",
+	    "cpu", "C", "cpus", 2, "hz", 250, "kvm", "kvm_amd", "nested", 1,
+	    "cgroup", "v2", "nx_huge_pages", "N", "emulated", 1);
+	char line[256];
+
+	host_line(host, line, sizeof(line));
+	cr_assert_str_eq(line, "Linux 6.1, HZ=250, kvm_amd, nested, 2 CPUs "
+			       "(C), cgroup v2, nx_huge_pages=N; all times "
+			       "are emulated");
+	json_decref(host);
+}
+
 // --- plots --------------------------------------------------------------------------
 
 static char *drawn;
@@ -139,7 +275,7 @@ static int draw_lines(const struct svg_plot *p)
 	return rc;
 }
 
-static int draw_bars(const struct svg_bar *b, size_t n, int log_x)
+static int draw_bars(const struct svg_bar *b, size_t n)
 {
 	FILE *f;
 	int rc;
@@ -147,7 +283,7 @@ static int draw_bars(const struct svg_bar *b, size_t n, int log_x)
 	free(drawn);
 	drawn = NULL;
 	f = open_memstream(&drawn, &drawn_len);
-	rc = svg_bars(f, "title", "unit", b, n, log_x);
+	rc = svg_bars(f, &(struct svg_chart){"title", NULL, "unit", b, n});
 	fclose(f);
 	return rc;
 }
@@ -173,7 +309,7 @@ static const double xs[] = {1, 10, 100}, ys[] = {0, 5, 10};
 
 static struct svg_plot plot_of(struct svg_series *s, int log_x)
 {
-	*s = (struct svg_series){"a<b & \"c\"", xs, ys, 3};
+	*s = (struct svg_series){"a<b & \"c\"", xs, ys, 3, SVG_THAW};
 	return (struct svg_plot){.title = "t",
 				 .x_label = "x",
 				 .y_label = "y",
@@ -192,6 +328,7 @@ Test(svg, logarithmic_axis_puts_decades_at_equal_distances)
 	cr_assert_eq(points(x, y, 8), 3);
 	cr_assert_float_eq(x[1] - x[0], x[2] - x[1], 0.2);
 	cr_assert_gt(x[1], x[0] + 100);
+	cr_assert_not_null(strstr(drawn, ">20</text>")); // 1, 2, 5, 10, ...
 	cr_assert_float_eq(y[0] - y[1], y[1] - y[2], 0.2);
 	cr_assert_gt(y[0], y[1]); // up is more
 }
@@ -224,7 +361,7 @@ Test(svg, all_points_lie_on_the_canvas)
 {
 	static const double wide_x[] = {0.003, 7, 123456.7};
 	static const double wide_y[] = {3, 0.2, 99.9};
-	struct svg_series s = {"a", wide_x, wide_y, 3};
+	struct svg_series s = {"a", wide_x, wide_y, 3, SVG_PEER};
 	struct svg_plot p = plot_of(&s, 1);
 	double x[8], y[8];
 
@@ -233,8 +370,8 @@ Test(svg, all_points_lie_on_the_canvas)
 	cr_assert_eq(draw_lines(&p), 0);
 	cr_assert_eq(points(x, y, 8), 3);
 	for (int i = 0; i < 3; i++)
-		cr_assert(x[i] >= 64 && x[i] <= 530 && y[i] >= 40 &&
-			      y[i] <= 328,
+		cr_assert(x[i] >= 62 && x[i] <= 528 && y[i] >= 66 &&
+			      y[i] <= 346,
 			  "%g %g", x[i], y[i]);
 }
 
@@ -252,8 +389,14 @@ Test(svg, what_cannot_be_drawn_is_refused)
 	p = plot_of(&s, 1);
 	p.n = SVG_MAX_SERIES + 1;
 	cr_assert_eq(draw_lines(&p), -EINVAL);
-	cr_assert_eq(draw_bars(NULL, 0, 0), -EINVAL);
-	cr_assert_eq(draw_bars(&(struct svg_bar){"x", 0, NULL}, 1, 1), -EINVAL);
+	p = plot_of(&s, 1);
+	s.kind = SVG_HEADING; // of bars only
+	cr_assert_eq(draw_lines(&p), -EINVAL);
+	cr_assert_eq(draw_bars(NULL, 0), -EINVAL);
+	cr_assert_eq(draw_bars(&(struct svg_bar){"x", 0, NULL, SVG_HEADING}, 1),
+		     -EINVAL);
+	cr_assert_eq(draw_bars(&(struct svg_bar){"x", -1, NULL, SVG_THAW}, 1),
+		     -EINVAL);
 }
 
 Test(svg, a_full_disk_is_an_error)
@@ -274,7 +417,7 @@ static size_t widths(double *w, size_t cap)
 	const char *p = drawn;
 	size_t n = 0;
 
-	while (n < cap && (p = strstr(p, "<rect fill="))) {
+	while (n < cap && (p = strstr(p, "<rect class=\"f"))) {
 		p = strstr(p, "width=\"") + 7;
 		w[n++] = strtod(p, NULL);
 	}
@@ -283,14 +426,50 @@ static size_t widths(double *w, size_t cap)
 
 Test(svg, bars_are_as_long_as_their_values)
 {
-	static const struct svg_bar b[] = {
-	    {"thaw", 10, NULL}, {"peer", 40, NULL}, {"other", 20, NULL}};
+	static const struct svg_bar b[] = {{"group", 0, NULL, SVG_HEADING},
+					   {"thaw", 10, NULL, SVG_THAW},
+					   {"peer", 40, NULL, SVG_PEER},
+					   {"other", 20, NULL, SVG_FLOOR}};
 	double w[4];
 
-	cr_assert_eq(draw_bars(b, 3, 0), 0);
+	cr_assert_eq(draw_bars(b, 4), 0);
 	cr_assert_eq(widths(w, 4), 3);
 	cr_assert_float_eq(w[1] / w[0], 4, 0.05);
 	cr_assert_float_eq(w[2] / w[0], 2, 0.05);
+}
+
+Test(svg, numbers_are_short)
+{
+	static const struct {
+		double v;
+		const char *s;
+	} all[] = {{0, "0.00"},	     {0.567, "0.57"},  {9.99, "9.99"},
+		   {9.996, "10.0"},  {12.34, "12.3"},  {99.96, "100"},
+		   {999.4, "999"},   {999.6, "1,000"}, {1749.4, "1,749"},
+		   {26005, "26,005"}};
+	char s[24];
+
+	for (size_t i = 0; i < ARRAY_SIZE(all); i++) {
+		svg_number(s, sizeof(s), all[i].v);
+		cr_assert_str_eq(s, all[i].s);
+	}
+}
+
+// Each series' class, in the order in which they were drawn: the last first.
+Test(svg, kinds_look_different_and_so_do_two_of_one_kind)
+{
+	struct svg_series s[4] = {{"a", xs, ys, 3, SVG_THAW},
+				  {"b", xs, ys, 3, SVG_PEER},
+				  {"c", xs, ys, 3, SVG_PEER},
+				  {"d", xs, ys, 3, SVG_FLOOR}};
+	struct svg_plot p = {
+	    .title = "t", .x_label = "x", .y_label = "y", .series = s, .n = 4};
+
+	cr_assert_eq(draw_lines(&p), 0);
+	cr_assert_not_null(strstr(drawn, "<polyline class=\"s k0 a0\""));
+	cr_assert_not_null(strstr(drawn, "<polyline class=\"s k2 c0\""));
+	cr_assert_not_null(strstr(drawn, "<polyline class=\"s k2 c1\""));
+	cr_assert_not_null(strstr(drawn, "<polyline class=\"s k1 b0\""));
 }
 
 // --- the page --------------------------------------------------------------------
@@ -335,7 +514,13 @@ Test(page, has_a_table_and_only_the_plots_that_it_has_figures_for)
 	cr_assert_not_null(mkdtemp(dir));
 	r = result_of("restore.shell", (double[]){700, 800, 900}, 3);
 	samples_add(&r->floor, 1000);
+	result_number(r, "t2_ms", 0.8);
+	result_number(r, "cpu_ms", 1.5);
+	result_number(r, "faults", 0);
+	result_number(r, "bytes_read", 3 << 20);
 	result_of("peer.some-vmm.warm", (double[]){9000}, 1);
+	report_leave_out(&rep, "peer.other", "it is not here");
+	report_leave_out(&rep, "peer.other", "said twice");
 	cr_assert_eq(report_write(dir, &rep, &e), 0, "%s", e.msg);
 	md = slurp(dir, "report.md");
 	cr_assert_not_null(
@@ -343,7 +528,14 @@ Test(page, has_a_table_and_only_the_plots_that_it_has_figures_for)
 		       "0.8 |"));
 	cr_assert_not_null(strstr(md, "(restore.svg)"));
 	cr_assert_null(strstr(md, "(density.svg)"));
-	cr_assert_not_null(strstr(slurp(dir, "restore.svg"), ">some-vmm<"));
+	cr_assert_not_null(strstr(md, "| restore.shell | - | 0.8 | - | - | - | "
+				      "1.5 | 0 | - | - | - | 3 |"));
+	cr_assert_not_null(strstr(md, "\n- peer.other: it is not here\n"));
+	cr_assert_null(strstr(md, "said twice"));
+	cr_assert_not_null(strstr(md, "HZ="));
+	cr_assert_not_null(strstr(md, "nx_huge_pages="));
+	cr_assert_not_null(
+	    strstr(slurp(dir, "restore.svg"), ">some-vmm  9.00<"));
 	cr_assert_not_null(strstr(slurp(dir, "bench.json"), "\"results\""));
 	remove_page(dir);
 	report_free(&rep);
@@ -379,9 +571,20 @@ Test(guestmem, the_sum_is_that_of_the_first_words)
 
 Test(host, tells_what_the_kernel_tells)
 {
+	uint64_t minor, major, more;
+	char *touched;
+
 	cr_assert_gt(host_meminfo("MemTotal"), 1024);
 	cr_assert_eq(host_meminfo("Mem"), 0); // whole names only
 	cr_assert_gt(host_pss_kb(getpid()), 0);
 	cr_assert_gt(host_cpu_ns(getpid()), 0);
+	cr_assert_gt(host_busy_ns(), host_cpu_ns(getpid()));
+	host_faults(getpid(), &minor, &major);
+	cr_assert_gt(minor, 0);
+	touched = malloc(100 * 4096);
+	memset(touched, 1, 100 * 4096);
+	host_faults(getpid(), &more, &major);
+	cr_assert_geq(more, minor + 99);
+	free(touched);
 	cr_assert(host_tsc_ghz() > 0.2 && host_tsc_ghz() < 10);
 }

@@ -12,6 +12,19 @@ FIXED = ["restore.fresh", "restore.shell", "touch.warm.read",
          "clones.memory", "restores.rate", "store.size", "pool.claim",
          "peer.zeroboot.warm", "peer.zeroboot.cold"]
 WITHOUT_FLOOR = ["clones.memory", "restores.rate"]
+# What a sample costs beside its time, and when it is where.
+COSTS = {
+    "restore.fresh": ["cpu_ms", "faults", "faults_minor", "faults_major",
+                      "bytes_read", "t1_ms", "t2_ms"],
+    "touch.warm.read": ["cpu_ms", "faults", "fault_pages", "bytes_read"],
+    "cold.workingset": ["cpu_ms", "faults", "fault_pages", "bytes_read",
+                        "t1_ms", "t5_ms"],
+    "suspend.parked": ["cpu_ms", "bytes_read"],
+    "restores.rate": ["cpu_ms"],
+    "pool.claim": ["cpu_ms"],
+    "peer.zeroboot.warm": ["cpu_ms", "t2_ms"],
+    "peer.zeroboot.cold": ["cpu_ms", "t5_ms"],
+}
 HOST = ["kernel", "hz", "kvm", "nested", "cgroup", "nx_huge_pages"]
 PLOTS = ["restore", "workingset", "peers-cold", "touch", "density", "store"]
 
@@ -50,7 +63,8 @@ def main():
     out = tempfile.mkdtemp(prefix="bench-smoke-")
     path = os.path.join(out, "b.json")
     p = subprocess.run(
-        [bench, "--quick", "--runs", "1", "--peers", "zeroboot", "--json",
+        [bench, "--quick", "--runs", "1", "--peers", "zeroboot,firecracker-file",
+         "--json",
          path, "--report", os.path.join(out, "report")],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
     check(p.returncode == 0, "it ends with 0", p.stdout + p.stderr)
@@ -63,10 +77,22 @@ def main():
         check(name in p.stdout, f"{name} is in the table", p.stdout)
     for r in got["results"]:
         check_result(r)
+        missing = set(COSTS.get(r["name"], [])) - r.keys()
+        check(not missing, f"{r['name']} tells what it costs", missing)
+    left = {x["name"]: x["reason"] for x in got["left_out"]}
+    check("no Firecracker was given" in left.get("peer.firecracker-file", ""), "a peer left out is told", left)
     for key in HOST:
         check(key in got["host"], f"the host's {key} is told", got["host"])
     with open(os.path.join(out, "report", "report.md")) as f:
         page = f.read()
+    check("peer.firecracker-file: " in page,
+          "and so it is in the report", page)
+    again = os.path.join(out, "again.json")
+    q = subprocess.run([bench, "--from", path, "--json", again],
+                       capture_output=True, text=True)
+    with open(again) as f:
+        check(q.returncode == 0 and json.load(f) == got,
+              "--from gives the same again, and measures nothing", q.stderr)
     for plot in PLOTS:
         check(f"({plot}.svg)" in page and
               os.path.exists(os.path.join(out, "report", plot + ".svg")),
