@@ -22,7 +22,8 @@ enum {
 	LEARN_MAX = 16384,   // clusters: 1 GiB
 	WRITTEN_MAX = 16384, // pages: 64 MiB
 	SCANS_MAX = 4,	     // of clones' page tables, of one image
-	SCAN_MIB_MAX = 1024, // such a scan is the loop's: larger ones are not
+	SCAN_MIB_MAX = 1024, // such a scan is the loop's: larger ones are not;
+	READ_MIB_MAX = 512,  // without PAGEMAP_SCAN it takes longer
 	CL = PGC_CLUSTER_PAGES,
 };
 
@@ -238,14 +239,26 @@ static void save(struct learn *l)
 	eng_job_run(l->sn->c->jobs, save_work, save_done, j);
 }
 
+// The guest runs meanwhile, so what is found is a hint like the rest.
+static int scan_cell(const struct cell_proc *p, uint32_t mem_mib,
+		     struct pagescan *ps)
+{
+	int rc = pagescan_run(p->pagemap, p->mem_base, p->mem_bytes,
+			      PAGESCAN_IOCTL, ps, NULL);
+
+	if (rc == -ENOTTY && mem_mib <= READ_MIB_MAX)
+		rc = pagescan_run(p->pagemap, p->mem_base, p->mem_bytes,
+				  PAGESCAN_READ, ps, NULL);
+	return rc;
+}
+
 static void scan(struct learn *l, const struct eng_cell *cell)
 {
 	struct pagescan ps;
 
 	if (l->scans == SCANS_MAX || cell->mem_mib > SCAN_MIB_MAX ||
 	    cell->state != CELL_RUNNING || cell->proc->dying ||
-	    pagescan_run(cell->proc->pagemap, cell->proc->mem_base,
-			 cell->proc->mem_bytes, PAGESCAN_IOCTL, &ps, NULL))
+	    scan_cell(cell->proc, cell->mem_mib, &ps))
 		return;
 	l->scans++;
 	for (size_t i = 0; i < ps.n; i++)
