@@ -1,7 +1,11 @@
 #!/usr/bin/python3
-# timeout: 600
-"""Many thaws of images just built, while their working sets are being learned:
-each clone answers several requests, and its memory is as it should be. TAP."""
+# timeout: 900
+"""Many thaws of images just built: while their working and write sets are being
+learned, once they are, and after a restart, when they come from disk. Each clone
+answers several requests, and every byte of its memory is as it should be. TAP."""
+import json
+import os
+import re
 import sys
 import threading
 import time
@@ -9,41 +13,106 @@ import time
 import lifecycle_rig as lr
 from lifecycle_rig import rig
 
-ROUNDS, EACH = 1, 6
+ROOT = os.path.join(lr.HERE, "..", "..")
+AT_ONCE, PAIRS, DOTS = 2, 3, 6
 site = lr.Site()
 bad = []
+traces = {"/?7": 49.0}
 
 
-def clone(image, n):
+def pattern(image, n):
+    """Checked before anything writes, and after."""
+    vm = site.run(image)
+    first = site.get(vm, "/check")
+    site.get(vm, "/count")
+    time.sleep(0.2)
+    site.get(vm, "/dirty?%d" % n)
+    second = site.get(vm, "/check")
+    if not (first.startswith("GOOD") and second.startswith("GOOD")):
+        bad.append((image, n, first, second))
+    site.out("rm", "-f", vm)
+
+
+def dot(image, n):
+    vm = site.run(image)
+    for path in ("/", "/?7", "/"):
+        j = json.loads(site.get(vm, path))
+        traces.setdefault(path, j["trace"])
+        if j["trace"] != traces[path]:
+            bad.append((image, n, j))
+    site.out("rm", "-f", vm)
+
+
+def clone(how, image, n):
     try:
-        vm = site.run(image)
-        for _ in range(2):
-            site.get(vm, "/count")
-            time.sleep(0.2)
-        site.get(vm, "/dirty?%d" % n)
-        text = site.get(vm, "/check")
-        if not text.startswith("GOOD"):
-            bad.append((image, n, text))
-        site.out("rm", "-f", vm)
+        how(image, n)
     except Exception as e:
         bad.append((image, n, str(e)[-600:]))
 
 
-def test_thaws():
+def clones(how, image, count, what):
+    for n in range(0, count, AT_ONCE):
+        ts = [threading.Thread(target=clone, args=(how, image, n + k))
+              for k in range(AT_ONCE)]
+        [t.start() for t in ts]
+        [t.join() for t in ts]
+    rig.equal(bad, [], f"{image}: every byte of {count} clones is right {what}")
+
+
+def learned():
+    """KiB of the working set that was written last, and of its write set."""
+    m = re.findall(r"working set: (\d+) KiB, (\d+) KiB of them written",
+                   site.thawd.log())
+    return tuple(int(x) for x in m[-1]) if m else (0, 0)
+
+
+def laid_kib(image):
+    """Private memory of a clone that nobody has asked anything."""
+    vm = site.run(image)
+    time.sleep(2)
+    with open(f"/proc/{site.pid(vm)}/status") as f:
+        kib = int(re.search(r"RssAnon:\s+(\d+)", f.read()).group(1))
+    site.out("rm", "-f", vm)
+    return kib
+
+
+def thaws(how, image, count):
+    before = laid_kib(image)
+    clones(how, image, count, "while their sets are being learned")
+    time.sleep(5)  # what is learned is written after 2 s
+    total, written = learned()
+    rig.diag(f"{image}: working set {total} KiB, {written} KiB of it written")
+    rig.check(written > 1024, f"{image}: a write set was learned", written)
+    for what in ("once they are learned", "when they come from disk"):
+        clones(how, image, count, what)
+        private = laid_kib(image)
+        rig.check(private > before + (written - before) / 2,
+                  f"{image}: the write set is laid ahead {what}",
+                  (before, private, written))
+        site.thawd.restart()
+
+
+def test_pattern():
     site.start()
-    for r in range(ROUNDS):
-        site.build(f"im{r}", lr.rootfs_with(lr.pattern_app() + b"\n# %d\n" % r))
-        for n in range(0, EACH, 2):
-            ts = [threading.Thread(target=clone, args=(f"im{r}", n + k))
-                  for k in range(2)]
-            [t.start() for t in ts]
-            [t.join() for t in ts]
-        rig.diag(f"round {r}: {len(bad)} bad")
-    rig.equal(bad, [], "every clone answered")
-    ends = [v for v in site.out("ps", "-a").splitlines() if "rash" in v or "ault" in v]
-    rig.equal(ends, [], "none ended by itself")
+    site.build("pattern", lr.rootfs_with(lr.pattern_app()))
+    thaws(pattern, "pattern", AT_ONCE * PAIRS)
 
 
-status = rig.main([test_thaws])
+def test_numpy():
+    os.environ["THAW_ROOTFS"] = os.environ["THAW_ROOTFS_NUMPY"]
+    with open(os.path.join(ROOT, "examples", "dot", "app.py"), "rb") as f:
+        app = f.read()
+    site.build("dot", lr.rootfs_with(app), "--env", f"PORT={lr.PORT}")
+    thaws(dot, "dot", DOTS)
+
+
+def test_ends():
+    ends = re.findall(r"-> TERMINATED \((.*)\)", site.thawd.log())
+    rig.check(len(ends) > 30, "many ended", len(ends))
+    rig.equal([v for v in ends if v not in ("requested", "thawd-stopped")], [],
+              "none ended by itself")
+
+
+status = rig.main([test_pattern, test_numpy, test_ends])
 site.close()
 sys.exit(status)
