@@ -101,7 +101,7 @@ static void cdf_add(struct cdf *c, const char *name, struct samples *s,
 		memcpy(c->names[at], c->names[at - 1], sizeof(c->names[0]));
 	}
 	svg_number(num, sizeof(num), p50);
-	snprintf(c->names[at], sizeof(c->names[0]), "%s  %s", name, num);
+	snprintf(c->names[at], sizeof(c->names[0]), "%s: %s", name, num);
 	c->series[at] = (struct svg_series){NULL, xy, xy + s->n, s->n, kind};
 	c->xy[at] = xy;
 	c->p50[at] = p50;
@@ -305,6 +305,19 @@ static void bar(struct bar_list *l, enum svg_kind kind, const char *name,
 	l->n++;
 }
 
+// Puts the bars from `first` on in order, the shortest first.
+static void sort_bars(struct bar_list *l, size_t first)
+{
+	for (size_t i = first + 1; i < l->n; i++) {
+		struct svg_bar b = l->v[i];
+		size_t at = i;
+
+		for (; at > first && l->v[at - 1].value > b.value; at--)
+			l->v[at] = l->v[at - 1];
+		l->v[at] = b; // its name stays where it is
+	}
+}
+
 // A peer is measured beside thaw, and all have a thaw of their own: its middle.
 static double thaw_beside(const struct plots *p, const char *figure)
 {
@@ -332,10 +345,12 @@ static int plot_peers(const struct plots *p)
 
 	for (size_t k = 0; k < ARRAY_SIZE(figures); k++) {
 		double thaw = thaw_beside(p, figures[k][0]);
+		size_t first;
 
 		if (thaw <= 0)
 			continue;
 		bar(&l, SVG_HEADING, figures[k][1], 0);
+		first = l.n;
 		bar(&l, SVG_THAW, "thaw", thaw);
 		for (size_t i = 0; i < p->r->n; i++) {
 			struct result *r = &p->r->v[i];
@@ -344,6 +359,7 @@ static int plot_peers(const struct plots *p)
 				      sizeof(name)))
 				bar(&l, SVG_PEER, name, p50_of(r));
 		}
+		sort_bars(&l, first);
 	}
 	return bars(p, "peers-cold",
 		    &(struct svg_chart){

@@ -11,10 +11,10 @@
 #include <string.h>
 
 enum {
-	WIDTH = 760,
+	WIDTH = 800,
 	HEIGHT = 400,
 	LEFT = 62,
-	RIGHT = 232, // room for the legend
+	RIGHT = 268, // room for the legend
 	TOP = 66,
 	BOTTOM = 54,
 	BAR = 26,
@@ -148,7 +148,7 @@ static const char style[] =
     ".c4{stroke:#57606a}.c5{stroke:#953800;stroke-dasharray:2 3}"
     ".c6{stroke:#116329;stroke-dasharray:9 3}.c7{stroke:#6639ba}\n"
     ".d{stroke:none}"
-    ".f0{fill:#0969da}.f1{fill:#afb8c1}.f2{fill:#bc4c00}\n"
+    ".f0{fill:#0969da}.f1{fill:#afb8c1}.f2{fill:#dd8452}\n"
     "@media (prefers-color-scheme:dark){.bg{fill:#0d1117}"
     ".h,.t,.w{fill:#f0f6fc}.l{fill:#9198a1}.g{stroke:#30363d}"
     ".a0{stroke:#4493f8}.a1{stroke:#39c5cf}.a2{stroke:#ab7df8}"
@@ -157,7 +157,7 @@ static const char style[] =
     ".c0{stroke:#f0883e}.c1{stroke:#f778ba}.c2{stroke:#d29922}"
     ".c3{stroke:#ff7b72}.c4{stroke:#c9d1d9}.c5{stroke:#ffa657}"
     ".c6{stroke:#7ee787}.c7{stroke:#d2a8ff}"
-    ".f0{fill:#4493f8}.f1{fill:#656c76}.f2{fill:#db6d28}}\n"
+    ".f0{fill:#4493f8}.f1{fill:#656c76}.f2{fill:#c4703a}}\n"
     "</style>\n";
 
 static void open_svg(FILE *out, int h, const char *title, const char *subtitle)
@@ -348,7 +348,7 @@ static int bar_range(const struct svg_chart *c, struct axis *x)
 		x->hi = fmax(x->hi, b->value);
 		bars++;
 	}
-	x->from = fmin(fmax(40 + CHAR * longest, 110), WIDTH / 2.0);
+	x->from = fmin(fmax(48 + CHAR * longest, 110), WIDTH / 2.0);
 	x->to = WIDTH - BAR_RIGHT;
 	settle(x);
 	return bars ? 0 : -EINVAL;
