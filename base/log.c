@@ -48,8 +48,9 @@ void log_at(enum log_level level, const char *fmt, ...)
 	clock_gettime(CLOCK_REALTIME, &ts);
 	gmtime_r(&ts.tv_sec, &tm);
 	n = strftime(line, cap, "%Y-%m-%dT%H:%M:%S", &tm);
-	add = snprintf(line + n, cap - n, ".%03ldZ %s %s: ",
-		       ts.tv_nsec / 1000000, log_prog, log_names[level]);
+	add =
+	    snprintf(line + n, cap - n, ".%03ldZ %s %s: ", ts.tv_nsec / 1000000,
+		     log_prog, log_names[level]);
 	n += (size_t)add;
 	va_start(ap, fmt);
 	errno = saved; // for %m

@@ -146,7 +146,8 @@ int util_unhex(void *dst, size_t len, const char *text)
 	if (strlen(text) != 2 * len)
 		return -EINVAL;
 	for (size_t i = 0; i < len; i++) {
-		int hi = hex_digit(text[2 * i]), lo = hex_digit(text[2 * i + 1]);
+		int hi = hex_digit(text[2 * i]),
+		    lo = hex_digit(text[2 * i + 1]);
 
 		if (hi < 0 || lo < 0)
 			return -EINVAL;

@@ -203,7 +203,7 @@ static void delete_step(struct deletion *d)
 	struct reg_version *v =
 	    im && d->version[0] ? eng_reg_version(im, d->version) : NULL;
 	struct err e = ERR_INIT;
-	struct reg_vm *ending;
+	struct reg_vm *ending = NULL;
 	uint64_t seq;
 	int rc;
 

@@ -320,7 +320,7 @@ static int load(struct vmm *vm, const void *state, size_t len, bool later,
 		struct err *e)
 {
 	struct state_view v;
-	struct state_clock clock;
+	struct state_clock clock = {0};
 	int rc;
 
 	if (vm->booted || vm->prepared)

@@ -14,9 +14,9 @@ struct err {
 	char msg[ERR_MSG_MAX];
 };
 
-#define ERR_INIT                                                               \
-	{                                                                      \
-		0, ""                                                          \
+#define ERR_INIT      \
+	{             \
+		0, "" \
 	}
 
 // Sets code and sentence; returns `code`, so that an error site is one line.

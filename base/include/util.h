@@ -43,11 +43,11 @@ static inline void fd_close(int *fd)
 		close(*fd);
 	*fd = -1;
 }
-#define ptr_steal(p)                                                           \
-	({                                                                     \
-		__typeof__(p) ptr_steal_v = (p);                               \
-		(p) = NULL;                                                    \
-		ptr_steal_v;                                                   \
+#define ptr_steal(p)                             \
+	({                                       \
+		__typeof__(p) ptr_steal_v = (p); \
+		(p) = NULL;                      \
+		ptr_steal_v;                     \
 	})
 
 // Monotonic (CLOCK_MONOTONIC) and wall (CLOCK_REALTIME) time in nanoseconds.

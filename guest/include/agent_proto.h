@@ -16,24 +16,24 @@
 enum agent_frame {
 	// Openings. "-> X" is what the agent answers.
 	AGENT_START = 1, // app spec (below) -> OK, once; or ERROR
-	AGENT_FREEZE,    // flags u32 (AGENT_FREEZE_*) -> OK when the
+	AGENT_FREEZE,	 // flags u32 (AGENT_FREEZE_*) -> OK when the
 			 // application's cgroup is frozen; agent closes this
 			 // stream
-	AGENT_THAW,      // entropy 64, wall_ns u64, machine_id 16, hostname str
+	AGENT_THAW,	 // entropy 64, wall_ns u64, machine_id 16, hostname str
 			 // -> OK after reseed, clock, identity, un-freeze
-	AGENT_UNFREEZE,  // a failed capture: go on unchanged -> OK
-	AGENT_EXEC,      // exec spec (below) -> STDOUT/STDERR..., EXIT
-	AGENT_CONNECT,   // port u16 -> OK, then raw bytes both ways; or ERROR
-	AGENT_LOG,       // -> LOGDATA... for ever (one reader; newest wins)
-	AGENT_PROBE,     // port u16 (0: none) -> PROBED
-	AGENT_POWEROFF,  // timeout_ms u32: TERM, wait, KILL, sync -> OK, off
-	AGENT_RENEW,     // as THAW, but the application stays frozen -> OK
+	AGENT_UNFREEZE,	 // a failed capture: go on unchanged -> OK
+	AGENT_EXEC,	 // exec spec (below) -> STDOUT/STDERR..., EXIT
+	AGENT_CONNECT,	 // port u16 -> OK, then raw bytes both ways; or ERROR
+	AGENT_LOG,	 // -> LOGDATA... for ever (one reader; newest wins)
+	AGENT_PROBE,	 // port u16 (0: none) -> PROBED
+	AGENT_POWEROFF,	 // timeout_ms u32: TERM, wait, KILL, sync -> OK, off
+	AGENT_RENEW,	 // as THAW, but the application stays frozen -> OK
 
 	// Answers and stream frames.
 	AGENT_OK = 32,
-	AGENT_ERROR,   // code u32 (errno), text
-	AGENT_STDIN,   // host to agent; empty: end of input
-	AGENT_STDOUT,  // agent to host; empty: end
+	AGENT_ERROR,  // code u32 (errno), text
+	AGENT_STDIN,  // host to agent; empty: end of input
+	AGENT_STDOUT, // agent to host; empty: end
 	AGENT_STDERR,
 	AGENT_RESIZE,  // rows u16, cols u16; host to agent, PTY only
 	AGENT_SIGNAL,  // signo u32; host to agent
@@ -50,7 +50,7 @@ enum agent_frame {
 // Exec spec: flags u32 (AGENT_EXEC_PTY), rows u16, cols u16, argv list,
 //            env list (added to the application's), user str, cwd str
 #define AGENT_EXEC_PTY 1u
-#define AGENT_FREEZE_SYNC 1u    // write the disk's caches back
+#define AGENT_FREEZE_SYNC 1u	// write the disk's caches back
 #define AGENT_FREEZE_COMPACT 2u // make memory and disk small, see the document
 
 #endif

@@ -111,7 +111,13 @@ stage2()
 			n=$((n + 1))
 		done
 	done
-	$bb umount "$share" || $bb sync
+	# What the kernel does not let go of may hold this up: not for ever.
+	{ $bb umount "$share" || $bb sync; } &
+	n=0
+	while $bb kill -0 $! 2>/dev/null && [ $n -lt 600 ]; do
+		$bb usleep 50000
+		n=$((n + 1))
+	done
 	echo "exit $code" >/dev/vport0p3
 	$bb poweroff -f
 	$bb sleep 60

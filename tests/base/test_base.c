@@ -71,9 +71,9 @@ Test(err, names)
 
 Test(wire, round_trip_is_little_endian)
 {
-	static const uint8_t want[] = {0x01, 0x03, 0x02, 0x07, 0x06, 0x05,
-				       0x04, 0x0f, 0x0e, 0x0d, 0x0c, 0x0b,
-				       0x0a, 0x09, 0x08};
+	static const uint8_t want[] = {0x01, 0x03, 0x02, 0x07, 0x06,
+				       0x05, 0x04, 0x0f, 0x0e, 0x0d,
+				       0x0c, 0x0b, 0x0a, 0x09, 0x08};
 	uint8_t buf[32];
 	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
 	struct wire_reader r;
@@ -184,8 +184,14 @@ Test(util, sizes_parse)
 
 Test(util, bad_sizes_are_refused)
 {
-	static const char *const bad[] = {"",	 "M",	"-1",  "1X", "1 M",
-					  "1MM", "1.5G", "99999999999999999999",
+	static const char *const bad[] = {"",
+					  "M",
+					  "-1",
+					  "1X",
+					  "1 M",
+					  "1MM",
+					  "1.5G",
+					  "99999999999999999999",
 					  "18446744073709551615K"};
 	uint64_t v;
 

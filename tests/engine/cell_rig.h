@@ -9,9 +9,9 @@
 struct rig_opts {
 	unsigned shells, max_cells; // 0: 0 and 32
 	unsigned blanks;
-	const char *cell;	    // program beside this one; NULL: thaw-cell
-	const char *store;	    // existing directory; NULL: a new one
-	int keeper_sock;	    // 0: forks a keeper of its own
+	const char *cell;  // program beside this one; NULL: thaw-cell
+	const char *store; // existing directory; NULL: a new one
+	int keeper_sock;   // 0: forks a keeper of its own
 };
 
 struct rig {

@@ -139,11 +139,9 @@ Test(capture, secured_before_published)
 	rig_open(&rig, NULL);
 	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
 	for (int i = 0; i < 5; i++) {
-		char cmd[64];
-
 		rig_thaw(&rig, &vm, &img, NULL);
-		snprintf(cmd, sizeof(cmd), "fill %d 20M 24M", i + 10);
-		cr_assert_str_eq(rig_cmd(&vm, cmd), "FILLED 6144");
+		cr_assert_str_eq(rig_cmd(&vm, "fill %d 20M 24M", i + 10),
+				 "FILLED 6144");
 		cr_assert_eq(rig_capture(&vm, &own, false, false), 0, "%s",
 			     vm.capture_why);
 		cr_assert_gt(vm.st.parked_ns, 0u);
@@ -159,7 +157,6 @@ Test(capture, side_by_side)
 	enum { N = 6 };
 	static struct rig_vm vms[N];
 	struct pgc_id img, own[N];
-	char cmd[64];
 
 	if (!rig_usable())
 		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
@@ -168,8 +165,8 @@ Test(capture, side_by_side)
 	capcopy_set_budget(20 << 20); // not for all of them
 	for (int i = 0; i < N; i++) {
 		rig_thaw(&rig, &vms[i], &img, NULL);
-		snprintf(cmd, sizeof(cmd), "fill %d 20M 8M", i + 10);
-		cr_assert_str_eq(rig_cmd(&vms[i], cmd), "FILLED 2048");
+		cr_assert_str_eq(rig_cmd(&vms[i], "fill %d 20M 8M", i + 10),
+				 "FILLED 2048");
 	}
 	for (int i = 0; i < N; i++)
 		rig_capture_begin(&vms[i], &own[i], false, false);
@@ -181,8 +178,8 @@ Test(capture, side_by_side)
 	}
 	for (int i = 0; i < N; i++) {
 		rig_thaw(&rig, &vms[i], &img, &own[i]);
-		snprintf(cmd, sizeof(cmd), "check %d 20M 8M", i + 10);
-		cr_assert_str_eq(rig_cmd(&vms[i], cmd), "GOOD 2048");
+		cr_assert_str_eq(rig_cmd(&vms[i], "check %d 20M 8M", i + 10),
+				 "GOOD 2048");
 		rig_kill(&vms[i]);
 	}
 	rig_close(&rig);

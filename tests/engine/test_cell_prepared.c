@@ -81,9 +81,9 @@ Test(cell_prepared, serves_its_own_image_only)
 	cr_assert_eq(eng_cell_pid(vm[2].cell), for_b);
 	for (int i = 0; i < 3; i++) {
 		cr_assert(rig_until(&rig, rig_is_started, &vm[i], 10000));
-		cr_assert_str_eq(rig_cmd(&vm[i], "check %d 16M 1M",
-					 i < 2 ? 7 : 8),
-				 "GOOD 256");
+		cr_assert_str_eq(
+		    rig_cmd(&vm[i], "check %d 16M 1M", i < 2 ? 7 : 8),
+		    "GOOD 256");
 		// What one writes is its own.
 		cr_assert_str_eq(rig_cmd(&vm[i], "fill %d 16M 1M", 20 + i),
 				 "FILLED 256");
@@ -198,7 +198,8 @@ Test(cell_prepared, template_evicted_meanwhile)
 	pid = prepare(&img, &vm[1]);
 	rig_turn(&rig, 50);
 	sn = eng_snap_find(rig.cells, &img);
-	cr_assert_geq(pgc_template_evict(sn->tmpl[PGC_MEM], 1u << 30), 4u << 20);
+	cr_assert_geq(pgc_template_evict(sn->tmpl[PGC_MEM], 1u << 30),
+		      4u << 20);
 	rig_thaw(&rig, &vm[2], &img, NULL);
 	cr_assert_eq(eng_cell_pid(vm[2].cell), pid);
 	cr_assert_str_eq(rig_cmd(&vm[2], "check 7 16M 4M"), "GOOD 1024");

@@ -14,6 +14,8 @@
 #
 # and has 600 s, or what a line "# timeout: SECONDS" in its head says. One whose
 # "# Usage:" line names BUILD_DIR gets the folder above THAW_BIN as its argument.
+# At the limit the test is red, and its output ends with the stacks of what hangs.
+# After one that cannot be ended, the run ends too: no other test could be trusted.
 # Output goes to RESULTS/test_NAME.out, the exit code to RESULTS/test_NAME.code,
 # and a line for each test to standard output.
 #
@@ -51,39 +53,139 @@ list_tests()
 	done | sort -k1,1nr -k2 | cut -d' ' -f2
 }
 
+# quickly SECONDS COMMAND…: runs it, but never waits longer, nor for one that
+# cannot be killed. 124 if it did not end.
+quickly()
+{
+	local secs=$1 pid
+
+	shift
+	"$@" &
+	pid=$!
+	if ended "$pid" "$secs"; then
+		wait "$pid"
+		return
+	fi
+	kill -KILL "$pid" 2>/dev/null || true
+	return 124
+}
+
+# ended PID SECONDS: waits at most so long until the child is dead.
+ended()
+{
+	local end=$((SECONDS + $2)) state
+
+	while state=$(state_of "$1") && [[ $state != Z ]]; do
+		((SECONDS < end)) || return 1
+		sleep 0.2
+	done
+}
+
+# The letter of a process's state. Of /proc/PID only files are read that take no
+# lock of the process's memory: whoever hangs may hold it.
+state_of()
+{
+	local stat
+
+	read -r stat 2>/dev/null <"/proc/$1/stat" || return 1
+	stat=${stat##*) }
+	echo "${stat%% *}"
+}
+
+# shellcheck disable=SC2317 # called through quickly
+# Every thread that the kernel does not let go of, and those of our own
+# programs: what each waits for, with its stack where we may see that.
+tell_stacks()
+{
+	local task name
+
+	echo "# what is stuck, and what our own programs do:"
+	for task in /proc/[0-9]*/task/[0-9]*; do
+		name=$(cat "$task/comm" 2>/dev/null) || continue
+		[[ $name == thaw* || $name == vcpu* || $name == python3 ||
+			$(state_of "${task#/proc/}") == [DT] ]] || continue
+		echo "# ${task#/proc/} $name:" \
+			"$(state_of "${task#/proc/}" || true)" \
+			"$(cat "$task/wchan" 2>/dev/null || true)"
+		sed 's/^/#   /' "$task/stack" 2>/dev/null || true
+	done
+	[[ -n ${KVMBOX:-} ]] || return 0
+	echo w >/proc/sysrq-trigger
+	echo l >/proc/sysrq-trigger
+	dmesg | tail -n 200 | sed 's/^/# kernel: /'
+}
+
 # Whatever a test left behind under its folder ends with it: thawd and its
 # cells have the folder's path on their command line or as their state.
 reap()
 {
-	local pid
+	local pid pids
 
-	for pid in $(pgrep -f -- "$THAW_WORK" || true); do
+	# Reading a command line takes the lock.
+	pids=$(timeout --signal=KILL 20 pgrep -f -- "$THAW_WORK") || true
+	for pid in $pids; do
 		[[ $pid == "$$" ]] || kill -KILL "$pid" 2>/dev/null || true
 	done
+	for pid in $pids; do
+		ended "$pid" 20 || {
+			echo "# process $pid cannot be killed"
+			return 1
+		}
+	done
+}
+
+# supervise PID SECONDS OUT: the exit code of the test; 124 if its time was up,
+# 137 if it cannot even be killed.
+supervise()
+{
+	local pid=$1 out=$3 code=0
+
+	if ended "$pid" "$2"; then
+		wait "$pid" || code=$?
+		return "$code"
+	fi
+	{
+		echo "not ok - timed out after $2 s"
+		quickly 60 tell_stacks
+	} >>"$out" 2>&1 || true
+	kill -TERM -- "-$pid" 2>/dev/null || true
+	ended "$pid" 10 || kill -KILL -- "-$pid" 2>/dev/null || true
+	ended "$pid" 20 || return 137
+	wait "$pid" || true
+	return 124
 }
 
 run_test()
 {
-	local file=$1 name code=0 start=$SECONDS args=()
+	local file=$1 name code=0 start=$SECONDS args=() out
 
 	name=${file%.*}
+	out=$results/$name.out
 	! grep -q '^# Usage:.*BUILD_DIR' "$HERE/$file" || args=("$(dirname "$bin")")
 	THAW_WORK=$(mktemp -d "$workroot/$name.XXXXXX")
 	export THAW_WORK
 	rm -f "$results/$name.code"
-	(cd "$THAW_WORK" && exec timeout --kill-after=10 \
-		"$(limit_of "$file")" "$HERE/$file" "${args[@]}") \
-		>"$results/$name.out" 2>&1 </dev/null || code=$?
-	((code != 124)) || echo "# timed out" >>"$results/$name.out"
+	set -m # a process group of its own
+	(cd "$THAW_WORK" && exec "$HERE/$file" "${args[@]}") \
+		>"$out" 2>&1 </dev/null &
+	set +m
+	test_pid=$!
+	supervise "$test_pid" "$(limit_of "$file")" "$out" || code=$?
+	test_pid=''
+	if ((code == 137)) || ! reap >>"$out" || ! quickly 60 rm -rf "$THAW_WORK"
+	then
+		echo "not ok - it left what cannot be ended" >>"$out"
+		wedged=1
+		((code)) || code=125
+	fi
 	echo "$code" >"$results/$name.code"
-	reap
-	rm -rf "$THAW_WORK"
 	if ((code == 0)); then
 		echo "# $name: ok, $((SECONDS - start)) s"
 	else
 		echo "# $name: FAILED ($code), $((SECONDS - start)) s"
-		grep -E -A5 '^not ok' "$results/$name.out" | head -n 40 || true
-		tail -n 15 "$results/$name.out" | sed 's/^/#   /'
+		grep -E -A5 '^not ok' "$out" | head -n 40 || true
+		grep -E '^# [0-9]+/task/[0-9]+ .*: D ' "$out" || true
+		tail -n 15 "$out" | sed 's/^/#   /'
 		failed=1
 	fi
 }
@@ -92,7 +194,7 @@ main()
 {
 	local tests=() file
 
-	bin='' boot='' results='' shared='' failed=0
+	bin='' boot='' results='' shared='' failed=0 wedged='' test_pid=''
 	while (($#)); do
 		case $1 in
 		--bin) bin=${2:?} && shift ;;
@@ -121,12 +223,19 @@ main()
 	# A tmpfs: state on the overlay of the box would lack what file systems
 	# of real hosts have (O_TMPFILE).
 	workroot=/run/thaw-tests
+	trap 'exit 130' INT
+	trap 'exit 143' TERM HUP
+	trap '[[ -z $test_pid ]] || kill -KILL -- "-$test_pid"' EXIT
 	mkdir -p "$workroot"
 	for file in "${tests[@]}"; do
 		[[ -x $HERE/$file ]] || die "no test $HERE/$file"
 		[[ -z $shared ]] || mkdir "$results/$file.taken" 2>/dev/null ||
 			continue
 		run_test "$file"
+		[[ -z $wedged ]] || {
+			echo "# this machine is not fit for more tests"
+			exit 1
+		}
 	done
 	exit "$failed"
 }

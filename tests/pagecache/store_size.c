@@ -70,8 +70,8 @@ static int count_snapshot(void *ctx, const struct pgc_id *id)
 		uint64_t end = pgc_snap_pages(sn, (enum pgc_stream)st);
 
 		for (uint64_t at = 0; at < end; at += PGC_CLUSTER_PAGES) {
-			size_t n = (size_t)MIN(end - at,
-					       (uint64_t)PGC_CLUSTER_PAGES);
+			size_t n =
+			    (size_t)MIN(end - at, (uint64_t)PGC_CLUSTER_PAGES);
 
 			if (pgc_snap_read(sn, (enum pgc_stream)st, at, buf, n,
 					  &e))

@@ -90,7 +90,8 @@ static void order(const char *name, const enum step *steps, int n)
 static struct vmm *shell(unsigned vcpus)
 {
 	struct err e = ERR_INIT;
-	struct vmm_config cfg = {sizeof(cfg), kvm, 64ull << 20, vcpus, -1, NULL, NULL};
+	struct vmm_config cfg = {sizeof(cfg), kvm,  64ull << 20, vcpus,
+				 -1,	      NULL, NULL};
 	struct vmm *vm;
 
 	if (vmm_create(&vm, &cfg, &e)) {
