@@ -216,14 +216,28 @@ struct answer {
 	struct http_req *r;
 	int status;
 	json_t *body;
+	char *text; // instead of it
 };
 
 static void send_answer(void *ctx)
 {
 	struct answer *an = ctx;
 
-	http_reply(an->r, an->status, an->body);
+	if (an->text)
+		http_reply_text(an->r, an->status, an->text);
+	else
+		http_reply(an->r, an->status, an->body);
 	free(an);
+}
+
+static void answer_at(struct api *a, uint64_t seq, struct answer answer)
+{
+	struct answer *an = malloc(sizeof(*an));
+
+	if (!an)
+		abort();
+	*an = answer;
+	eng_reg_after(a->reg, seq, send_answer, an);
 }
 
 void api_answer(struct api *a, struct http_req *r, int status, json_t *body)
@@ -234,12 +248,13 @@ void api_answer(struct api *a, struct http_req *r, int status, json_t *body)
 void api_answer_at(struct api *a, struct http_req *r, uint64_t seq, int status,
 		   json_t *body)
 {
-	struct answer *an = malloc(sizeof(*an));
+	answer_at(a, seq, (struct answer){r, status, body, NULL});
+}
 
-	if (!an)
-		abort();
-	*an = (struct answer){r, status, body};
-	eng_reg_after(a->reg, seq, send_answer, an);
+void api_answer_text(struct api *a, struct http_req *r, uint64_t seq,
+		     int status, char *text)
+{
+	answer_at(a, seq, (struct answer){r, status, NULL, text});
 }
 
 json_t *api_bytes(const void *p, size_t n)

@@ -42,6 +42,9 @@ void api_answer(struct api *a, struct http_req *r, int status, json_t *body);
 // Likewise, once transaction `seq` is: for answers that report no more than it.
 void api_answer_at(struct api *a, struct http_req *r, uint64_t seq, int status,
 		   json_t *body);
+// Likewise with the text of a JSON document (stolen).
+void api_answer_text(struct api *a, struct http_req *r, uint64_t seq,
+		     int status, char *text);
 
 // ?wait=STATE&timeout=S. *mask 0: no wait asked for. -EINVAL.
 int api_wait_params(const struct http_req *r, unsigned *mask, uint64_t *ms,

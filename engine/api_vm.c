@@ -5,6 +5,7 @@
 // most START_HOLD_MS; terminate until it is TERMINATED; suspend is answered
 // when SUSPENDING is durable. ?wait=STATE&timeout=S overrides all of these.
 #include "api.h"
+#include "jtext.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -16,69 +17,73 @@
 
 // --- shapes ------------------------------------------------------------------
 
-static json_t *labels_of(const struct reg_vm *vm)
+// The first members of a microVM, with "thaw" open as the last.
+static void put_item(struct jtext *t, const struct reg_vm *vm)
 {
-	return vm->labels ? json_deep_copy(vm->labels) : json_object();
+	char arn[sizeof(ENG_ARN_PREFIX) + REG_NAME_MAX];
+
+	snprintf(arn, sizeof(arn), ENG_ARN_PREFIX "%s", vm->image);
+	jt_str(t, "microvmId", vm->id);
+	jt_str(t, "state", eng_state_name(vm->state));
+	jt_str(t, "imageArn", arn);
+	jt_str(t, "imageVersion", vm->version);
+	jt_seconds(t, "startedAt",
+		   vm->started_ms ? vm->started_ms : vm->created_ms);
 }
 
-static json_t *thaw_part(const struct reg_vm *vm)
+static void open_thaw(struct jtext *t, const struct reg_vm *vm)
 {
 	pid_t pid = eng_vm_pid(vm);
-	json_t *t = json_pack("{s:s,s:o,s:i,s:i,s:b,s:b,s:o,s:i,s:i}", "name",
-			      vm->name, "labels", labels_of(vm), "memoryMiB",
-			      (int)vm->mem_mib, "vcpus", (int)vm->vcpus,
-			      "agent", vm->agent, "cold", vm->cold, "createdAt",
-			      api_seconds(vm->created_ms), "suspends",
-			      (int)vm->suspends, "resumes", (int)vm->resumes);
 
-	json_object_set_new(t, "pooled", json_boolean(vm->pooled));
-	json_object_set_new(t, "reason", json_string(vm->code));
+	jt_open(t, "thaw");
+	jt_str(t, "name", vm->name);
+	jt_json(t, "labels", vm->labels);
+	jt_int(t, "memoryMiB", vm->mem_mib);
+	jt_int(t, "vcpus", vm->vcpus);
+	jt_bool(t, "agent", vm->agent);
+	jt_bool(t, "cold", vm->cold);
+	jt_seconds(t, "createdAt", vm->created_ms);
+	jt_int(t, "suspends", vm->suspends);
+	jt_int(t, "resumes", vm->resumes);
+	jt_bool(t, "pooled", vm->pooled);
+	jt_str(t, "reason", vm->code);
 	if (vm->suspended_ms)
-		json_object_set_new(t, "suspendedAt",
-				    api_seconds(vm->suspended_ms));
+		jt_seconds(t, "suspendedAt", vm->suspended_ms);
 	if (pid)
-		json_object_set_new(t, "pid", json_integer(pid));
-	return t;
+		jt_int(t, "pid", pid);
 }
 
-static json_t *vm_item(const struct reg_vm *vm)
+// All but what "thaw" has besides: its timings, and what inspect adds.
+static void open_shape(struct jtext *t, const struct reg_vm *vm)
 {
-	uint64_t started = vm->started_ms ? vm->started_ms : vm->created_ms;
+	char endpoint[REG_ID_LEN + 12];
+	const char *key;
+	json_t *v;
 
-	return json_pack("{s:s,s:s,s:o,s:s,s:o,s:o}", "microvmId", vm->id,
-			 "state", eng_state_name(vm->state), "imageArn",
-			 eng_image_arn(vm->image), "imageVersion", vm->version,
-			 "startedAt", api_seconds(started), "thaw",
-			 thaw_part(vm));
-}
-
-static json_t *vm_shape(const struct reg_vm *vm)
-{
-	json_t *j = vm_item(vm), *t = json_object_get(j, "thaw");
-
+	jt_open(t, NULL);
+	put_item(t, vm);
 	// The host name that the endpoint will have; nothing answers there yet.
-	json_object_set_new(j, "endpoint",
-			    json_sprintf("%s.localhost", vm->id));
-	json_object_set_new(j, "maximumDurationInSeconds",
-			    json_integer(vm->max_duration_s));
+	snprintf(endpoint, sizeof(endpoint), "%s.localhost", vm->id);
+	jt_str(t, "endpoint", endpoint);
+	jt_int(t, "maximumDurationInSeconds", vm->max_duration_s);
 	if (vm->reason[0])
-		json_object_set_new(j, "stateReason", api_text(vm->reason));
+		jt_str(t, "stateReason", vm->reason);
 	if (vm->ended_ms)
-		json_object_set_new(j, "terminatedAt",
-				    api_seconds(vm->ended_ms));
-	if (vm->extra)
-		json_object_update_missing(j, vm->extra);
-	if (vm->timings)
-		json_object_set_new(t, "timings", json_deep_copy(vm->timings));
-	return j;
+		jt_seconds(t, "terminatedAt", vm->ended_ms);
+	json_object_foreach(vm->extra, key, v) // of the keys in echoed()
+		jt_json(t, key, v);
+	open_thaw(t, vm);
 }
 
-static json_t *hex_id(const struct pgc_id *id)
+static char *vm_shape(const struct reg_vm *vm)
 {
-	char hex[2 * sizeof(id->b) + 1];
+	struct jtext t = {0};
 
-	util_hex(hex, id->b, sizeof(id->b));
-	return json_string(hex);
+	open_shape(&t, vm);
+	jt_json(&t, "timings", vm->timings);
+	jt_close(&t);
+	jt_close(&t);
+	return jt_take(&t);
 }
 
 // --- run ---------------------------------------------------------------------
@@ -119,7 +124,7 @@ static void run_over(void *ctx, struct reg_vm *vm, enum vm_wait_end how)
 		fail_vm(h->a, h->r, -EIO, vm, "MicroVM %s did not start",
 			vm->reason);
 	else
-		api_answer_at(h->a, h->r, vm->txn, 200, vm_shape(vm));
+		api_answer_text(h->a, h->r, vm->txn, 200, vm_shape(vm));
 	free(h);
 }
 
@@ -324,7 +329,7 @@ static void get_over(void *ctx, struct reg_vm *vm, enum vm_wait_end how)
 	struct held *h = ctx;
 
 	(void)how;
-	api_answer_at(h->a, h->r, vm->txn, 200, vm_shape(vm));
+	api_answer_text(h->a, h->r, vm->txn, 200, vm_shape(vm));
 	free(h);
 }
 
@@ -336,7 +341,7 @@ void api_get_microvm(struct api *a, struct http_req *r)
 	if (!vm)
 		return;
 	if (!w.mask)
-		api_answer_at(a, r, vm->txn, 200, vm_shape(vm));
+		api_answer_text(a, r, vm->txn, 200, vm_shape(vm));
 	else
 		eng_vm_wait(a->vms, vm, w.mask, false, w.ms, get_over,
 			    hold(a, r, true));
@@ -421,7 +426,9 @@ void api_list_microvms(struct api *a, struct http_req *r)
 	struct list_filter f;
 	size_t n, max = 0;
 	uint64_t after = 0, seq = 0;
-	json_t *out, *items;
+	struct jtext t = {0};
+	size_t found = 0;
+	bool more = false;
 
 	if (api_page_params(r, &max, &after, &e) ||
 	    list_filter_of(a, r, &f, &e)) {
@@ -429,52 +436,73 @@ void api_list_microvms(struct api *a, struct http_req *r)
 		return;
 	}
 	vms = eng_reg_vms(a->reg, &n);
-	items = json_array();
-	out = json_pack("{s:o}", "items", items);
-	for (size_t i = 0; i < n; i++) {
+	jt_open(&t, NULL);
+	jt_open_list(&t, "items");
+	for (size_t i = 0; i < n && !more; i++) {
 		if (vms[i]->seq <= after || !listed(vms[i], &f))
 			continue;
-		if (json_array_size(items) == max) {
-			json_object_set_new(out, "nextToken",
-					    api_next_token(after));
+		more = found++ == max;
+		if (more)
 			break;
-		}
-		json_array_append_new(items, vm_item(vms[i]));
+		jt_open(&t, NULL);
+		put_item(&t, vms[i]);
+		open_thaw(&t, vms[i]);
+		jt_close(&t);
+		jt_close(&t);
 		seq = MAX(seq, vms[i]->txn);
 		after = vms[i]->seq;
 	}
-	api_answer_at(a, r, seq, 200, out);
+	jt_close_list(&t);
+	if (more) {
+		json_t *token = api_next_token(after);
+
+		jt_json(&t, "nextToken", token);
+		json_decref(token);
+	}
+	jt_close(&t);
+	api_answer_text(a, r, seq, 200, jt_take(&t));
+}
+
+static void put_usage(struct jtext *t, const struct eng_cell *cell)
+{
+	struct eng_cell_usage u;
+
+	eng_cell_usage(cell, &u);
+	jt_open(t, "usage");
+	jt_int(t, "privateBytes", (int64_t)u.private_bytes);
+	jt_int(t, "overlayBytes", (int64_t)u.overlay_bytes);
+	jt_int(t, "faults", (int64_t)u.faults);
+	jt_int(t, "faultPages", (int64_t)u.fault_pages);
+	jt_close(t);
 }
 
 void api_inspect_microvm(struct api *a, struct http_req *r)
 {
 	struct reg_vm *vm = api_vm_of(a, r, 3);
-	struct eng_cell_usage u;
+	struct jtext t = {0};
 	struct eng_cell *cell;
-	json_t *j, *t;
+	char log[4096];
+	json_t *timings;
 
 	if (!vm)
 		return;
-	j = vm_shape(vm);
-	t = json_object_get(j, "thaw");
-	json_object_set_new(t, "base", hex_id(&vm->base));
-	if (vm->has_own)
-		json_object_set_new(t, "snapshot", hex_id(&vm->own));
-	json_object_set_new(t, "log",
-			    json_sprintf("%s/%s.log", a->cfg->log_dir, vm->id));
 	cell = eng_vm_cell(vm);
-	if (cell) {
-		eng_vm_late_timings(vm, json_object_get(t, "timings"));
-		eng_cell_usage(cell, &u);
-		json_object_set_new(
-		    t, "usage",
-		    json_pack("{s:I,s:I,s:I,s:I}", "privateBytes",
-			      (json_int_t)u.private_bytes, "overlayBytes",
-			      (json_int_t)u.overlay_bytes, "faults",
-			      (json_int_t)u.faults, "faultPages",
-			      (json_int_t)u.fault_pages));
-	}
-	api_answer_at(a, r, vm->txn, 200, j);
+	timings = vm->timings ? json_deep_copy(vm->timings) : json_object();
+	if (cell)
+		eng_vm_late_timings(vm, timings);
+	snprintf(log, sizeof(log), "%s/%s.log", a->cfg->log_dir, vm->id);
+	open_shape(&t, vm);
+	jt_json(&t, "timings", timings);
+	json_decref(timings);
+	jt_hex(&t, "base", vm->base.b, sizeof(vm->base.b));
+	if (vm->has_own)
+		jt_hex(&t, "snapshot", vm->own.b, sizeof(vm->own.b));
+	jt_str(&t, "log", log);
+	if (cell)
+		put_usage(&t, cell);
+	jt_close(&t);
+	jt_close(&t);
+	api_answer_text(a, r, vm->txn, 200, jt_take(&t));
 }
 
 // --- suspend, resume, terminate ---------------------------------------------

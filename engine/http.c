@@ -510,14 +510,19 @@ char *http_json_text(json_t *j)
 
 void http_reply(struct http_req *r, int status, json_t *body)
 {
+	http_reply_text(r, status, http_json_text(body));
+}
+
+void http_reply_text(struct http_req *r, int status, char *json)
+{
 	struct evkeyvalq *h = evhttp_request_get_output_headers(r->ev);
-	cleanup_free char *text = http_json_text(body);
 	struct evbuffer *out = evhttp_request_get_output_buffer(r->ev);
 
 	evhttp_add_header(h, "x-amzn-RequestId", r->id);
-	if (text) {
+	if (json) {
 		evhttp_add_header(h, "Content-Type", "application/json");
-		evbuffer_add(out, text, strlen(text));
+		evbuffer_add(out, json, strlen(json));
+		free(json);
 	}
 	evhttp_send_reply(r->ev, status, http_reason(status), NULL);
 	http_req_free(r);

@@ -76,6 +76,7 @@ const char *http_query(const struct http_req *r, const char *k);
 
 // Answers with JSON (stolen; NULL: an empty body) and consumes the request.
 void http_reply(struct http_req *r, int status, json_t *body);
+void http_reply_text(struct http_req *r, int status, char *json); // likewise
 // AWS's error shape: x-amzn-ErrorType and {"message"} plus `extra` (stolen,
 // may be NULL). retry_after_s 0: no header.
 void http_error(struct http_req *r, int status, const char *type,

@@ -1,6 +1,8 @@
 // The registry's model in memory, its transactions, and its newest events.
 #include "registry_internal.h"
 
+#include "jtext.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -312,23 +314,14 @@ static struct reg_op *add_op(struct reg_txn *t, enum reg_table table)
 	return op;
 }
 
-static char *dump(json_t *doc)
-{
-	char *text = reg_must(
-	    json_dumps(reg_must(doc), JSON_COMPACT | JSON_REAL_PRECISION(15)));
-
-	json_decref(doc);
-	return text;
-}
-
 static void op_put(struct reg_txn *t, enum reg_table table, const char *key,
-		   json_t *doc)
+		   char *doc)
 {
 	struct reg_op *op = add_op(t, table);
 
 	op->what = REG_PUT;
 	op->key = reg_must(strdup(key));
-	op->doc = dump(doc);
+	op->doc = doc;
 }
 
 static void op_del(struct reg_txn *t, enum reg_table table, const char *key)
@@ -454,19 +447,19 @@ void eng_reg_put_token(struct reg_txn *t, const char *token,
 	}
 }
 
-uint64_t eng_reg_event(struct reg_txn *t, json_t *ev)
+uint64_t eng_reg_event_text(struct reg_txn *t, struct jtext *ev)
 {
 	struct eng_reg *r = t->reg;
 	uint64_t cursor = r->next_event++;
 	struct reg_op *op = add_op(t, REG_EVENTS);
 	size_t slot = cursor % RECENT;
 
-	json_object_set_new(ev, "cursor", json_integer((json_int_t)cursor));
-	json_object_set_new(
-	    ev, "time", json_real((double)(util_wall_ns() / 1000000) / 1000.0));
+	jt_int(ev, "cursor", (int64_t)cursor);
+	jt_seconds(ev, "time", util_wall_ns() / 1000000);
+	jt_close(ev);
 	op->what = REG_PUT;
 	op->cursor = cursor;
-	op->doc = dump(ev);
+	op->doc = jt_take(ev);
 	t->last_event = cursor;
 	free(r->recent[slot].text);
 	r->recent[slot].cursor = cursor;
@@ -478,6 +471,19 @@ uint64_t eng_reg_event(struct reg_txn *t, json_t *ev)
 		r->first_event = MAX(r->first_event, op->cursor + 1);
 	}
 	return cursor;
+}
+
+uint64_t eng_reg_event(struct reg_txn *t, json_t *ev)
+{
+	struct jtext text = {0};
+	const char *key;
+	json_t *v;
+
+	jt_open(&text, NULL);
+	json_object_foreach(ev, key, v)
+		jt_json(&text, key, v); // keys are ours: none needs an escape
+	json_decref(ev);
+	return eng_reg_event_text(t, &text);
 }
 
 uint64_t eng_reg_commit(struct reg_txn *t)

@@ -154,6 +154,9 @@ void eng_reg_put_token(struct reg_txn *t, const char *token,
 		       const uint8_t params[16], const char *vm);
 // Adds cursor and time to `ev` (stolen) and puts it; returns its cursor.
 uint64_t eng_reg_event(struct reg_txn *t, json_t *ev);
+// The same with an object that is open: jt_open(), and its members.
+struct jtext;
+uint64_t eng_reg_event_text(struct reg_txn *t, struct jtext *ev);
 uint64_t eng_reg_commit(struct reg_txn *t); // queues it; its number
 
 // Calls back on the loop when transaction `seq` is durable: at once, from

@@ -2,6 +2,8 @@
 // checked before the model sees it.
 #include "registry_internal.h"
 
+#include "jtext.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -28,84 +30,105 @@ int eng_state_parse(const char *name, enum vm_state *out)
 	return -EINVAL;
 }
 
-static json_t *id_json(bool has, const struct pgc_id *id)
+static void put_id(struct jtext *t, const char *key, bool has,
+		   const struct pgc_id *id)
 {
-	char hex[2 * sizeof(id->b) + 1];
-
-	if (!has)
-		return json_null();
-	util_hex(hex, id->b, sizeof(id->b));
-	return json_string(hex);
+	if (has)
+		jt_hex(t, key, id->b, sizeof(id->b));
+	else
+		jt_null(t, key);
 }
 
-static json_t *object_or_empty(json_t *j)
+char *reg_doc_vm(const struct reg_vm *vm)
 {
-	return j ? json_deep_copy(j) : json_object();
+	struct jtext t = {0};
+
+	jt_open(&t, NULL);
+	jt_int(&t, "seq", (int64_t)vm->seq);
+	jt_str(&t, "name", vm->name);
+	jt_str(&t, "image", vm->image);
+	jt_str(&t, "version", vm->version);
+	put_id(&t, "base", true, &vm->base);
+	jt_bool(&t, "baseIsOwn", vm->base_is_own);
+	put_id(&t, "own", vm->has_own, &vm->own);
+	jt_int(&t, "memoryMiB", vm->mem_mib);
+	jt_int(&t, "vcpus", vm->vcpus);
+	jt_bool(&t, "agent", vm->agent);
+	jt_bool(&t, "cold", vm->cold);
+	jt_bool(&t, "parked", vm->parked);
+	jt_bool(&t, "pooled", vm->pooled);
+	jt_str(&t, "state", eng_state_name(vm->state));
+	jt_str(&t, "code", vm->code);
+	jt_str(&t, "reason", vm->reason);
+	jt_int(&t, "maxDurationS", vm->max_duration_s);
+	jt_int(&t, "created", (int64_t)vm->created_ms);
+	jt_int(&t, "started", (int64_t)vm->started_ms);
+	jt_int(&t, "suspended", (int64_t)vm->suspended_ms);
+	jt_int(&t, "ended", (int64_t)vm->ended_ms);
+	jt_int(&t, "suspends", vm->suspends);
+	jt_int(&t, "resumes", vm->resumes);
+	jt_json(&t, "labels", vm->labels);
+	jt_json(&t, "extra", vm->extra);
+	jt_json(&t, "timings", vm->timings);
+	jt_close(&t);
+	return jt_take(&t);
 }
 
-// Text that may hold bytes of a guest or a path: keep the row valid.
-static json_t *text_json(const char *s)
+char *reg_doc_image(const struct reg_image *im)
 {
-	json_t *j = json_string(s);
+	struct jtext t = {0};
 
-	return j ? j : json_string("(not UTF-8)");
+	jt_open(&t, NULL);
+	jt_int(&t, "created", (int64_t)im->created_ms);
+	jt_int(&t, "updated", (int64_t)im->updated_ms);
+	jt_int(&t, "lastMajor", im->last_major);
+	jt_close(&t);
+	return jt_take(&t);
 }
 
-json_t *reg_doc_vm(const struct reg_vm *vm)
+char *reg_doc_version(const struct reg_version *v)
 {
-	return json_pack(
-	    "{s:I,s:s,s:s,s:s,s:o,s:b,s:o,s:i,s:i,s:b,s:b,s:b,s:b,s:s,s:s,"
-	    "s:o,s:I,s:I,s:I,s:I,s:I,s:i,s:i,s:o,s:o,s:o}",
-	    "seq", (json_int_t)vm->seq, "name", vm->name, "image", vm->image,
-	    "version", vm->version, "base", id_json(true, &vm->base),
-	    "baseIsOwn", vm->base_is_own, "own", id_json(vm->has_own, &vm->own),
-	    "memoryMiB", (int)vm->mem_mib, "vcpus", (int)vm->vcpus, "agent",
-	    vm->agent, "cold", vm->cold, "parked", vm->parked, "pooled",
-	    vm->pooled, "state", eng_state_name(vm->state),
-	    "code", vm->code, "reason", text_json(vm->reason), "maxDurationS",
-	    (json_int_t)vm->max_duration_s, "created",
-	    (json_int_t)vm->created_ms, "started", (json_int_t)vm->started_ms,
-	    "suspended", (json_int_t)vm->suspended_ms, "ended",
-	    (json_int_t)vm->ended_ms, "suspends", (int)vm->suspends, "resumes",
-	    (int)vm->resumes, "labels", object_or_empty(vm->labels), "extra",
-	    object_or_empty(vm->extra), "timings",
-	    object_or_empty(vm->timings));
+	struct jtext t = {0};
+
+	jt_open(&t, NULL);
+	put_id(&t, "snap", true, &v->snap);
+	put_id(&t, "disk", v->has_disk, &v->disk);
+	jt_int(&t, "memoryMiB", v->mem_mib);
+	jt_int(&t, "vcpus", v->vcpus);
+	jt_bool(&t, "agent", v->agent);
+	jt_bool(&t, "active", v->active);
+	jt_int(&t, "created", (int64_t)v->created_ms);
+	jt_json(&t, "spec", v->spec);
+	jt_json(&t, "sizes", v->sizes);
+	jt_close(&t);
+	return jt_take(&t);
 }
 
-json_t *reg_doc_image(const struct reg_image *im)
+char *reg_doc_token(const struct reg_token *tok)
 {
-	return json_pack("{s:I,s:I,s:i}", "created", (json_int_t)im->created_ms,
-			 "updated", (json_int_t)im->updated_ms, "lastMajor",
-			 (int)im->last_major);
+	struct jtext t = {0};
+
+	jt_open(&t, NULL);
+	jt_hex(&t, "params", tok->params, sizeof(tok->params));
+	jt_str(&t, "vm", tok->vm);
+	jt_int(&t, "created", (int64_t)tok->created_ms);
+	jt_close(&t);
+	return jt_take(&t);
 }
 
-json_t *reg_doc_version(const struct reg_version *v)
+char *reg_doc_pool(const struct reg_pool *p)
 {
-	return json_pack(
-	    "{s:o,s:o,s:i,s:i,s:b,s:b,s:I,s:o,s:o}", "snap",
-	    id_json(true, &v->snap), "disk", id_json(v->has_disk, &v->disk),
-	    "memoryMiB", (int)v->mem_mib, "vcpus", (int)v->vcpus, "agent",
-	    v->agent, "active", v->active, "created", (json_int_t)v->created_ms,
-	    "spec", object_or_empty(v->spec), "sizes",
-	    object_or_empty(v->sizes));
-}
+	struct jtext t = {0};
 
-json_t *reg_doc_token(const struct reg_token *t)
-{
-	char hex[2 * sizeof(t->params) + 1];
-
-	util_hex(hex, t->params, sizeof(t->params));
-	return json_pack("{s:s,s:s,s:I}", "params", hex, "vm", t->vm, "created",
-			 (json_int_t)t->created_ms);
-}
-
-json_t *reg_doc_pool(const struct reg_pool *p)
-{
-	return json_pack(
-	    "{s:I,s:I,s:I,s:I,s:I,s:I}", "size", (json_int_t)p->size, "hits",
-	    (json_int_t)p->hits, "misses", (json_int_t)p->misses, "wasted",
-	    (json_int_t)p->wasted, "created", (json_int_t)p->created_ms,
-	    "updated", (json_int_t)p->updated_ms);
+	jt_open(&t, NULL);
+	jt_int(&t, "size", p->size);
+	jt_int(&t, "hits", (int64_t)p->hits);
+	jt_int(&t, "misses", (int64_t)p->misses);
+	jt_int(&t, "wasted", (int64_t)p->wasted);
+	jt_int(&t, "created", (int64_t)p->created_ms);
+	jt_int(&t, "updated", (int64_t)p->updated_ms);
+	jt_close(&t);
+	return jt_take(&t);
 }
 
 // --- back --------------------------------------------------------------------

@@ -8,11 +8,12 @@
 
 // --- records as JSON (registry_doc.c) ---------------------------------------
 
-json_t *reg_doc_vm(const struct reg_vm *vm);
-json_t *reg_doc_image(const struct reg_image *im);
-json_t *reg_doc_version(const struct reg_version *v);
-json_t *reg_doc_token(const struct reg_token *t);
-json_t *reg_doc_pool(const struct reg_pool *p);
+// Their texts, for free().
+char *reg_doc_vm(const struct reg_vm *vm);
+char *reg_doc_image(const struct reg_image *im);
+char *reg_doc_version(const struct reg_version *v);
+char *reg_doc_token(const struct reg_token *t);
+char *reg_doc_pool(const struct reg_pool *p);
 // Fill a zeroed record from a row; -EBADMSG and why.
 int reg_undoc_vm(struct reg_vm *vm, const char *key, json_t *doc,
 		 struct err *e);

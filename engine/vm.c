@@ -28,6 +28,8 @@
 //   TERMINATED   nothing but the record. Its snapshots are removed.
 #include "vm_internal.h"
 
+#include "jtext.h"
+
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -54,23 +56,27 @@ static uint64_t wall_ms(void)
 
 // --- the one writer ----------------------------------------------------------
 
-static json_t *state_event(const struct reg_vm *r, const char *from)
+static void put_event(struct reg_txn *txn, const struct reg_vm *r,
+		      const char *from)
 {
-	json_t *ev =
-	    json_pack("{s:s,s:s,s:s,s:s,s:o,s:s,s:s}", "type", "microvm.state",
-		      "id", r->id, "image", r->image, "version", r->version,
-		      "from", from ? json_string(from) : json_null(), "to",
-		      eng_state_name(r->state), "reason", r->code);
+	struct jtext t = {0};
 
+	jt_open(&t, NULL);
+	jt_str(&t, "type", "microvm.state");
+	jt_str(&t, "id", r->id);
+	jt_str(&t, "image", r->image);
+	jt_str(&t, "version", r->version);
+	if (from)
+		jt_str(&t, "from", from);
+	else
+		jt_null(&t, "from");
+	jt_str(&t, "to", eng_state_name(r->state));
+	jt_str(&t, "reason", r->code);
 	if (r->name[0])
-		json_object_set_new(ev, "name", json_string(r->name));
-	if (r->reason[0]) {
-		json_t *text = json_string(r->reason);
-
-		json_object_set_new(ev, "detail",
-				    text ? text : json_string("(not UTF-8)"));
-	}
-	return ev;
+		jt_str(&t, "name", r->name);
+	if (r->reason[0])
+		jt_str(&t, "detail", r->reason);
+	eng_reg_event_text(txn, &t);
 }
 
 static void stamp(struct reg_vm *r, enum vm_state to)
@@ -133,7 +139,7 @@ static uint64_t write_state(struct eng_vm *v, const char *from,
 	eng_reg_put_vm(t, v->r);
 	if (token)
 		eng_reg_put_token(t, token, params, v->r->id);
-	eng_reg_event(t, state_event(v->r, from));
+	put_event(t, v->r, from);
 	v->r->txn = eng_reg_commit(t);
 	return v->r->txn;
 }

@@ -4,8 +4,8 @@
 usage: test_live_pool.py BIN-DIRECTORY [--claims N] [--kills N] [-k WORD]
 """
 import glob
+import http.client
 import os
-import queue
 import random
 import re
 import signal
@@ -328,99 +328,148 @@ def test_memory(_t, _pool):
         t.remove()
 
 
-class Claimers:
-    """8 clients that claim until N are acknowledged; each keeps its token until
-    it has an answer, whoever dies meanwhile."""
+class Claimer:
+    """A client that claims and ends, one after the other, as a process that may
+    be killed at any moment. It writes down each token before it asks and each
+    answer after it; the next one under its name takes an unanswered token up."""
 
-    def __init__(self, t, n):
-        self.t, self.n = t, n
-        self.lock = threading.Lock()
-        self.left = n
-        self.got = {}      # token: microVM
-        self.pooled = 0
-        self.wrong = []
-        self.ended = queue.Queue()
+    def __init__(self, t, name):
+        self.t = t
+        self.log_path = os.path.join(t.dir, f"claimer-{name}")
+        self.start()
 
-    def one(self):
-        while True:
-            with self.lock:
-                if not self.left or self.wrong:
-                    return
-                self.left -= 1
+    def start(self, mode="go-on"):
+        self.proc = subprocess.Popen(
+            [sys.executable, os.path.abspath(__file__), BIN, "--claimer",
+             self.t.sock, self.log_path, mode], stdin=subprocess.DEVNULL)
+
+    def finish(self):
+        """Only asks again for what it was not told."""
+        self.start("finish")
+        return self.proc.wait(60)
+
+    def kill9(self):
+        self.proc.kill()
+        self.proc.wait()
+
+    def lines(self):
+        try:
+            with open(self.log_path) as f:
+                # A last line without its end was never written: killed in it.
+                return [x.split() for x in f if x.endswith("\n")]
+        except FileNotFoundError:
+            return []
+
+    def claims(self):
+        return sum(x[0] == "got" and x[3] == "True" for x in self.lines())
+
+
+def claimer_main(sock, log_path, mode):
+    t = Thawd("none")
+    os.rmdir(t.dir)
+    t.sock = sock
+    old = []
+    if os.path.exists(log_path):
+        with open(log_path) as f:
+            old = f.read().split("\n")
+    asked = [x.split()[1] for x in old if x.startswith("ask ")]
+    answered = {x.split()[1] for x in old[:-1] if x.startswith(("got ", "no "))}
+    log = open(log_path, "a", buffering=1)
+    if old and old[-1]:
+        log.write("\n")
+    token = asked[-1] if asked and asked[-1] not in answered \
+        and len(asked[-1]) == 36 else None
+    while token or mode == "go-on":
+        if not token:
             token = str(uuid.uuid4())
-            while True:
-                try:
-                    a = self.t.run("img", clientToken=token)
-                except OSError:
-                    time.sleep(0.01)
-                    continue
-                except Exception as err:  # cut off in its answer
-                    if "http" not in type(err).__module__:
-                        raise
-                    continue
-                break
-            with self.lock:
-                if a.status == 200:
-                    self.got[token] = a.json["microvmId"]
-                    self.pooled += a.json["thaw"]["pooled"]
-                elif a.status != 500:  # thawd stops: it did not start
-                    self.wrong.append(str(a))
-            if a.status == 200:
-                self.ended.put(a.json["microvmId"])
-
-    def end(self):
-        while True:
-            vm = self.ended.get()
-            if vm is None:
-                return
+            log.write(f"ask {token}\n")
+        try:
+            a = t.run("img", clientToken=token)
+        except (OSError, http.client.HTTPException):
+            time.sleep(0.02)  # thawd is down, or died while it answered
+            continue
+        if a.status == 200:
+            pooled = a.json["thaw"]["pooled"]
+            log.write(f"got {token} {a.json['microvmId']} {pooled}\n")
             try:
-                self.t.end(vm)
-            except Exception:
-                pass  # thawd is down: it has ended
+                t.end(a.json["microvmId"])
+            except (OSError, http.client.HTTPException):
+                pass  # it ended with thawd
+            if not pooled:
+                time.sleep(0.2)  # lets the pool be filled
+        else:  # 500: thawd stops, it did not start
+            log.write(f"no {token} {a.status}\n")
+        token = None
 
-    def run(self):
-        th = [threading.Thread(target=self.one) for _ in range(8)]
-        reaper = threading.Thread(target=self.end)
-        reaper.start()
-        for x in th:
-            x.start()
-        return th, reaper
+
+def await_claims(clients, n, timeout):
+    """Until the clients have n claims; how many they have."""
+    until(lambda: sum(c.claims() for c in clients) >= n, timeout)
+    return sum(c.claims() for c in clients)
+
+
+def check_claims(t, clients, kills):
+    lines = [x for c in clients for x in c.lines()]
+    got = [(x[1], x[2]) for x in lines if x[0] == "got"]
+    bad = [x for x in lines if x[0] == "no" and x[2] != "500"]
+    claims = sum(x[0] == "got" and x[3] == "True" for x in lines)
+    equal(bad, [], "no claim is refused")
+    by_vm, by_token = {}, {}
+    for token, vm in got:
+        by_vm.setdefault(vm, set()).add(token)
+        by_token.setdefault(token, set()).add(vm)
+    equal(([v for v in by_vm.values() if len(v) > 1],
+           [v for v in by_token.values() if len(v) > 1]), ([], []),
+          f"{claims} claims, {len(by_token)} runs: no microVM has two tokens "
+          f"and no token two microVMs; {kills} kill -9 of each: thawd, "
+          "thaw-pool, a client")
+    again = random.Random(1).sample(sorted(by_token), min(100, len(by_token)))
+    names = [(tok, t.run("img", clientToken=tok)) for tok in again]
+    wrong = [(tok, a) for tok, a in names
+             if a.status == 200 and a.json["microvmId"] not in by_token[tok]
+             or a.status not in (200, 409)]
+    equal(wrong, [], "a token, used again, names its microVM or is refused")
+    # What no client knows of came from a token that was asked, or from none.
+    known = {vm["microvmId"] for vm in t.get(AWS + "/microvms?state=RUNNING")
+             .json["items"]}
+    equal(known - set(by_vm), set(), "nothing runs that nobody was told of")
 
 
 def test_no_claim_twice(t, pool):
     n, kills = option("--claims", 600), option("--kills", 4)
-    pool_set(t, 16)
-    filled(t, 16)
-    c = Claimers(t, n)
-    th, reaper = c.run()
+    size = 32
+    pool_set(t, size)
+    filled(t, size)
+    clients = [Claimer(t, i) for i in range(8)]
     rnd = random.Random(7)
-    for i in range(2 * kills):
-        with c.lock:
-            mark = c.left - n // (2 * kills + 1)
-        until(lambda: c.left <= max(mark, 0), 120)
-        if i % 2:
-            pool.stop(signal.SIGKILL)
-            time.sleep(rnd.random() / 20)
-            pool.start()
-        else:
-            t.kill9()
-            t.start()
-    for x in th:
-        x.join()
-    c.ended.put(None)
-    reaper.join()
-    equal(c.wrong, [], "no claim is refused")
-    check(len(c.got) >= n - 8 * kills, "claims are acknowledged", len(c.got))
-    dup = len(c.got) - len(set(c.got.values()))
-    equal(dup, 0, f"{len(c.got)} claims ({c.pooled} from the pool), none "
-          f"handed out twice, {kills} kill -9 of either side")
-    again = random.Random(1).sample(sorted(c.got), min(100, len(c.got)))
-    bad = [tok for tok in again
-           if t.run("img", clientToken=tok).json.get("microvmId",
-                                                     c.got[tok])
-           != c.got[tok]]
-    equal(bad, [], "each token still names its microVM")
-    equal(filled(t, 16), 16, "the pool is full again")
+    began = time.time()
+    try:
+        for i in range(1, 3 * kills + 1):
+            await_claims(clients, n * i // (3 * kills + 1), 120)
+            if i % 3 == 0:
+                pool.stop(signal.SIGKILL)
+                time.sleep(rnd.random() / 20)
+                pool.start()
+            elif i % 3 == 1:
+                c = rnd.choice(clients)
+                c.kill9()
+                c.start()
+            else:
+                t.kill9()
+                t.start()
+        check(await_claims(clients, n, 240) >= n, f"{n} claims in time",
+              sum(c.claims() for c in clients))
+    finally:
+        diag(f"{sum(c.claims() for c in clients)} claims in "
+             f"{time.time() - began:.0f} s")
+        for c in clients:
+            c.kill9()
+    equal([c.finish() for c in clients], [0] * 8,
+          "killed in the end, they learn what their last tokens name")
+    check_claims(t, clients, kills)
+    until(lambda: not end_all(t) and not t.get(
+        AWS + "/microvms?state=RUNNING").json["items"])
+    equal(filled(t, size), size, "the pool is full again")
 
 
 def test_once_in_the_guest(t, pool):
@@ -474,6 +523,9 @@ def test_nothing_left(t, pool):
 ORDER = [v for k, v in list(globals().items()) if k.startswith("test_")]
 
 if __name__ == "__main__":
+    if "--claimer" in sys.argv:
+        claimer_main(*sys.argv[3:])
+        sys.exit(0)
     if not os.access("/dev/kvm", os.R_OK | os.W_OK) or os.geteuid():
         print("1..0 # SKIP needs /dev/kvm and root")
         sys.exit(77)
