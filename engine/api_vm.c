@@ -71,7 +71,7 @@ static void open_shape(struct jtext *t, const struct reg_vm *vm)
 	if (vm->ended_ms)
 		jt_seconds(t, "terminatedAt", vm->ended_ms);
 	json_object_foreach(vm->extra, key, v) // of the keys in echoed()
-		jt_json(t, key, v);
+	    jt_json(t, key, v);
 	open_thaw(t, vm);
 }
 
@@ -576,5 +576,6 @@ void api_terminate_microvm(struct api *a, struct http_req *r)
 		return;
 	eng_vm_terminate(a->vms, vm, "requested", "");
 	eng_vm_wait(a->vms, vm, w.mask ? w.mask : 1u << VM_TERMINATED, false,
-		    w.mask ? w.ms : END_HOLD_MS, terminate_over, hold(a, r, false));
+		    w.mask ? w.ms : END_HOLD_MS, terminate_over,
+		    hold(a, r, false));
 }

@@ -13,7 +13,7 @@
 #define CP_MAGIC 0x31434854u // "THC1"
 
 enum {
-	CP_VERSION = 2,
+	CP_VERSION = 3,
 	CP_HEAD = 8,		// magic u32, version u16, type u16
 	CP_MSG_MAX = 96 * 1024, // of any message
 	CP_MAX_FDS = 4,
@@ -42,8 +42,10 @@ enum cp_type {
 	CP_UNPAUSE,
 	CP_CONNECT, // port u32; fd: the stream
 	CP_MAILBOX, // bytes
-	CP_PARK,    // timeout_ms u32: as PAUSE, but nothing is saved
-	CP_UNPARK,  // bytes for the mailbox; it goes on at once, unanswered
+	CP_PARK, // timeout_ms u32: as PAUSE, but nothing is saved; fd: a socket
+
+	// thawd to the vCPU-0 thread (the socket of PARK)
+	CP_UNPARK, // bytes for the mailbox; it goes on at once, unanswered
 
 	// thawd to the device thread (disk socket)
 	CP_EXTENTS_ACK =

@@ -29,6 +29,7 @@ static void cell_free(struct eng_cell *cell)
 	fd_close(&cell->overlay);
 	fd_close(&cell->kernel_fd);
 	fd_close(&cell->initrd_fd);
+	fd_close(&cell->claim_fd);
 	free(cell->mailbox);
 	free(cell->cmdline);
 	free(cell->recorded);
@@ -148,6 +149,7 @@ static struct eng_cell *cell_new(struct eng_cells *c,
 	cell->ctx = ctx;
 	cell->times.t0 = t0;
 	cell->overlay = cell->kernel_fd = cell->initrd_fd = -1;
+	cell->claim_fd = -1;
 	cell->next = c->cells;
 	cell->prev = &c->cells;
 	if (cell->next)
@@ -378,6 +380,8 @@ static bool on_event(struct eng_cell *cell, uint32_t kind, const char *text)
 
 static void on_parked(struct eng_cell *cell, int rc, const char *why)
 {
+	if (rc)
+		fd_close(&cell->claim_fd);
 	cell->parking = false;
 	cell->parked = rc == 0;
 	if (!cell->ended && cell->ev && cell->ev->parked)
@@ -403,8 +407,8 @@ bool cell_message(struct eng_cell *cell, int type, struct wire_reader *r,
 		x = wire_get_u64(r);
 	if (type == CP_PAUSED && u == 0)
 		len = wire_get_u32(r);
-	else if (type == CP_EVENT || type == CP_PAUSED ||
-		 type == CP_UNPAUSED || type == CP_PARKED)
+	else if (type == CP_EVENT || type == CP_PAUSED || type == CP_UNPAUSED ||
+		 type == CP_PARKED)
 		cp_get_text(r, text);
 	if (!cp_ok(r) || nfds != (type == CP_PAUSED && u == 0))
 		return false;
@@ -506,13 +510,18 @@ int eng_cell_park(struct eng_cell *cell, struct err *e)
 {
 	uint8_t buf[CP_HEAD + 4];
 	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
-	int rc;
+	int rc, pair[2];
 
 	if (!is_running(cell) || cell->parking || cell->parked)
 		return err_set(e, -ENOTCONN, "the microVM does not run");
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
+		return err_sys(e, "cannot make a socket to park a microVM");
 	cp_begin(&w, CP_PARK);
 	wire_put_u32(&w, PARK_TIMEOUT_MS);
-	rc = cp_send(cell->proc->ctl, &w, NULL, 0);
+	rc = cp_send(cell->proc->ctl, &w, &pair[1], 1);
+	close(pair[1]);
+	fd_close(&cell->claim_fd);
+	cell->claim_fd = pair[0];
 	if (rc)
 		return err_set(e, rc, "the cell takes no order: %s",
 			       strerror(-rc));
@@ -541,7 +550,8 @@ int eng_cell_unpark(struct eng_cell *cell, const void *mailbox, size_t len,
 	cp_begin(&w, CP_UNPARK);
 	if (len)
 		wire_put_bytes(&w, mailbox, len);
-	rc = cp_send(cell->proc->ctl, &w, NULL, 0);
+	rc = cp_send(cell->claim_fd, &w, NULL, 0);
+	fd_close(&cell->claim_fd);
 	if (rc)
 		return err_set(e, rc, "the cell takes no order: %s",
 			       strerror(-rc));

@@ -115,6 +115,7 @@ struct eng_cell {
 	enum cell_state state;
 	unsigned holds;
 	bool ended, waiting, parking, parked;
+	int claim_fd; // of a parked one: its vCPU-0 thread waits at the other end
 	enum eng_end why;
 	char detail[ERR_MSG_MAX];
 

@@ -43,7 +43,7 @@ static void put_u64(struct jtext *t, uint64_t v, unsigned digits)
 // and what lies beyond U+10FFFF are none (RFC 3629).
 static size_t utf8_length(const unsigned char *s)
 {
-	size_t n = s[0] < 0xc2   ? 0
+	size_t n = s[0] < 0xc2	 ? 0
 		   : s[0] < 0xe0 ? 2
 		   : s[0] < 0xf0 ? 3
 		   : s[0] < 0xf5 ? 4

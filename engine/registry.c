@@ -481,7 +481,7 @@ uint64_t eng_reg_event(struct reg_txn *t, json_t *ev)
 
 	jt_open(&text, NULL);
 	json_object_foreach(ev, key, v)
-		jt_json(&text, key, v); // keys are ours: none needs an escape
+	    jt_json(&text, key, v); // keys are ours: none needs an escape
 	json_decref(ev);
 	return eng_reg_event_text(t, &text);
 }

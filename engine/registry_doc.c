@@ -226,12 +226,11 @@ int reg_undoc_vm(struct reg_vm *vm, const char *key, json_t *doc, struct err *e)
 		&w.version, "base", &w.base, "baseIsOwn", &w.base_is_own, "own",
 		&w.own, "memoryMiB", &w.mem, "vcpus", &w.vcpus, "agent",
 		&w.agent, "cold", &w.cold, "parked", &w.parked, "pooled",
-		&w.pooled, "state", &w.state, "code", &w.code,
-		"reason", &w.reason, "maxDurationS", &w.max, "created",
-		&w.created, "started", &w.started, "suspended", &w.suspended,
-		"ended", &w.ended, "suspends", &w.suspends, "resumes",
-		&w.resumes, "labels", &w.labels, "extra", &w.extra, "timings",
-		&w.timings))
+		&w.pooled, "state", &w.state, "code", &w.code, "reason",
+		&w.reason, "maxDurationS", &w.max, "created", &w.created,
+		"started", &w.started, "suspended", &w.suspended, "ended",
+		&w.ended, "suspends", &w.suspends, "resumes", &w.resumes,
+		"labels", &w.labels, "extra", &w.extra, "timings", &w.timings))
 		return bad_row(e, "microvms", key, je.text);
 	if (!vm_of_row(vm, key, &w))
 		return bad_row(e, "microvms", key, "a value is out of range");

@@ -173,8 +173,7 @@ uint64_t vm_set_state(struct eng_vm *v, enum vm_state to, const char *code,
 	return seq;
 }
 
-void vm_set_claimed(struct eng_vm *v, enum vm_state to,
-			const struct vm_run *rq)
+void vm_set_claimed(struct eng_vm *v, enum vm_state to, const struct vm_run *rq)
 {
 	v->r->state = to;
 	strcpy(v->r->code, "claimed");

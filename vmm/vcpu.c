@@ -226,6 +226,20 @@ static int settle(struct vcpu *v)
 	return 0;
 }
 
+static void wait_for_gate(struct vcpu *v)
+{
+	struct vmm *vm = v->vm;
+	void (*wait)(void *ctx) = v->index == 0 ? vm->pause_in : NULL;
+
+	if (!wait || vm->gate != GATE_PAUSED) {
+		pthread_cond_wait(&vm->cond, &vm->lock);
+		return;
+	}
+	pthread_mutex_unlock(&vm->lock);
+	wait(vm->pause_ctx);
+	pthread_mutex_lock(&vm->lock);
+}
+
 // Waits for the gate. Returns false when the VM has ended.
 static bool park(struct vcpu *v)
 {
@@ -236,7 +250,7 @@ static bool park(struct vcpu *v)
 	v->parked = true;
 	pthread_cond_broadcast(&vm->cond);
 	while (vm->gate == GATE_CLOSED || vm->gate == GATE_PAUSED)
-		pthread_cond_wait(&vm->cond, &vm->lock);
+		wait_for_gate(v);
 	go = vm->gate == GATE_OPEN;
 	v->parked = false;
 	if (go)

@@ -236,13 +236,17 @@ bool vio_quiesce(struct vio_dev *d)
 
 void vio_resume(struct vio_dev *d)
 {
+	bool driven;
+
 	pthread_mutex_lock(&d->lock);
 	d->quiesced = false;
 	d->resume_todo = true;
 	__atomic_fetch_or(&d->pending, (1u << d->cls->nqueues) - 1,
 			  __ATOMIC_SEQ_CST);
+	driven = d->status & VIO_S_DRIVER_OK;
 	pthread_mutex_unlock(&d->lock);
-	kick(d);
+	if (driven) // else its driver's first notification is the kick
+		kick(d);
 }
 
 // --- status -----------------------------------------------------------------

@@ -472,8 +472,26 @@ static void open_gate(struct vmm *vm)
 	pthread_mutex_lock(&vm->lock);
 	if (vm->gate == GATE_PAUSED) {
 		vm->gate = GATE_OPEN;
+		vm->pause_in = NULL;
 		pthread_cond_broadcast(&vm->cond);
 	}
+	pthread_mutex_unlock(&vm->lock);
+}
+
+void vmm_pause_in(struct vmm *vm, void (*wait)(void *ctx), void *ctx)
+{
+	pthread_mutex_lock(&vm->lock);
+	vm->pause_ctx = ctx;
+	vm->pause_in = wait;
+	pthread_cond_broadcast(&vm->cond);
+	pthread_mutex_unlock(&vm->lock);
+}
+
+void vmm_await_unpause(struct vmm *vm)
+{
+	pthread_mutex_lock(&vm->lock);
+	while (vm->gate == GATE_PAUSED)
+		pthread_cond_wait(&vm->cond, &vm->lock);
 	pthread_mutex_unlock(&vm->lock);
 }
 

@@ -207,6 +207,8 @@ struct vmm {
 	pthread_mutex_t lock;
 	pthread_cond_t cond; // gate, parked, mailbox; CLOCK_MONOTONIC
 	_Atomic int gate;
+	void (*pause_in)(void *ctx); // vCPU 0, while paused; under lock
+	void *pause_ctx;
 	_Atomic uint64_t first_exit_ns;
 	struct vmm_event events[EVENT_RING];
 	unsigned ev_head, ev_used;

@@ -24,6 +24,7 @@ struct cell {
 	// Written by the vCPU-0 thread before `phase` says RUNNING.
 	uint64_t mapped_ns, loaded_ns;
 	struct blkback *disk;
+	int claim_fd; // while parked: where the vCPU-0 thread waits for UNPARK
 	_Atomic int phase;
 };
 
@@ -33,6 +34,9 @@ int cell_make_vm(struct cell *c, uint32_t mem_mib, uint32_t vcpus,
 
 // The vCPU-0 thread's main.
 void *cell_vcpu0(void *cell);
+
+// What a parked one's vCPU-0 thread does: waits for UNPARK and obeys it.
+void cell_parked(void *cell);
 
 // Tells thawd why (CP_FAILED) and ends the process. Any thread.
 _Noreturn void cell_die(const struct err *e);

@@ -5,7 +5,7 @@
 //
 // Life: jail, userfaultfd, shell (KVM VM and vCPUs), HELLO; then it waits.
 // START (cell_start.c) makes it a microVM; the device thread here reports, and
-// obeys PAUSE, UNPAUSE, CONNECT and MAILBOX. It ends by being killed, or when
+// obeys PAUSE, UNPAUSE, PARK, CONNECT and MAILBOX. It ends by being killed, or when
 // thawd is gone.
 #include <errno.h>
 #include <fcntl.h>
@@ -40,6 +40,7 @@ struct stashed {
 struct device_thread {
 	struct cell *cell;
 	bool starting, started, first_exit_sent, paused;
+	bool parked; // paused, and the vCPU-0 thread ends that by itself
 	unsigned polls;
 	uint64_t last_ready;
 	struct stashed *stash, **stash_tail;
@@ -252,7 +253,7 @@ static void do_unpause(struct device_thread *d)
 	do_stashed(d);
 }
 
-static void do_park(struct device_thread *d, uint32_t timeout_ms)
+static void do_park(struct device_thread *d, uint32_t timeout_ms, int fd)
 {
 	struct err e = ERR_INIT;
 	int rc;
@@ -261,24 +262,22 @@ static void do_park(struct device_thread *d, uint32_t timeout_ms)
 	rc = vmm_pause(d->cell->vm, (int)MIN(timeout_ms, 60000u), &e);
 	blk_eager(d->cell->disk, false);
 	drain_events(d);
-	d->paused = rc == 0;
+	if (rc) {
+		close(fd);
+	} else {
+		d->paused = d->parked = true;
+		d->cell->claim_fd = fd;
+		vmm_pause_in(d->cell->vm, cell_parked, d->cell);
+	}
 	report_rc(CP_PARKED, rc, e.msg);
 }
 
-// Somebody waits for this guest: no answer, and the mail before it goes on.
-static void do_unpark(struct device_thread *d, const void *bytes, size_t len)
+// Whatever comes while it is parked came after its UNPARK: thawd orders nothing
+// of a parked cell, and the guest of one does nothing.
+static void leave_park(struct device_thread *d)
 {
-	struct err e = ERR_INIT;
-	int rc = len ? vmm_mailbox_put(d->cell->vm, bytes, len) : 0;
-
-	if (rc)
-		err_set(&e, rc, "the mailbox cannot take %zu bytes", len);
-	else
-		rc = vmm_unpause(d->cell->vm, &e);
-	if (rc)
-		cell_die(&e);
-	d->paused = false;
-	do_stashed(d);
+	vmm_await_unpause(d->cell->vm);
+	d->paused = d->parked = false;
 }
 
 static int obey(struct device_thread *d, int type, struct wire_reader *r,
@@ -290,11 +289,11 @@ static int obey(struct device_thread *d, int type, struct wire_reader *r,
 
 	if (type == CP_PAUSE || type == CP_CONNECT || type == CP_PARK)
 		arg = wire_get_u32(r);
-	if (type == CP_MAILBOX || type == CP_UNPARK) {
+	if (type == CP_MAILBOX) {
 		len = wire_left(r);
 		bytes = wire_borrow(r, len);
 	}
-	if (!cp_ok(r) || nfds != (type == CP_CONNECT))
+	if (!cp_ok(r) || nfds != (type == CP_CONNECT || type == CP_PARK))
 		return -EBADMSG;
 	if (type == CP_STARTING)
 		d->starting = true;
@@ -305,9 +304,7 @@ static int obey(struct device_thread *d, int type, struct wire_reader *r,
 	else if (type == CP_UNPAUSE)
 		do_unpause(d);
 	else if (type == CP_PARK)
-		do_park(d, arg);
-	else if (type == CP_UNPARK)
-		do_unpark(d, bytes, len);
+		do_park(d, arg, fd_steal(&fds[0]));
 	else if (type != CP_CONNECT && type != CP_MAILBOX)
 		return -EBADMSG;
 	else if (d->paused)
@@ -359,7 +356,7 @@ static void device_loop(struct device_thread *d)
 		int64_t us = patience_us(d);
 		struct timespec ts = {us / 1000000, (us % 1000000) * 1000};
 		bool devices =
-		    d->starting && !d->paused &&
+		    d->starting && (!d->paused || d->parked) &&
 		    atomic_load_explicit(&d->cell->phase,
 					 memory_order_acquire) == CELL_RUNNING;
 		// Before RUNNING a blank has no VM, or one half made.
@@ -373,6 +370,8 @@ static void device_loop(struct device_thread *d)
 			_exit(1);
 		if (d->starting && !d->first_exit_sent)
 			report_start(d);
+		if (d->parked && (p[0].revents || p[1].revents))
+			leave_park(d);
 		if (devices && (p[1].revents & POLLIN)) {
 			vmm_dispatch(d->cell->vm);
 			blk_flush(d->cell->disk);

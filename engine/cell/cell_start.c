@@ -308,8 +308,9 @@ static int run_prepared(struct cell *c, struct err *e)
 	say(CP_PREPARED);
 	receive(&r);
 	if (start.type != CP_RUN || start.nfds)
-		return err_set(e, -EBADMSG, "expected the run of a prepared "
-					    "cell");
+		return err_set(e, -EBADMSG,
+			       "expected the run of a prepared "
+			       "cell");
 	c->mapped_ns = util_now_ns();
 	n = wire_left(&r);
 	rc = put_mail(c, wire_borrow(&r, n), n, e);
@@ -336,6 +337,31 @@ static int receive_start(struct cell *c, struct err *e)
 	if (!rc && start.type == CP_PREPARE)
 		rc = run_prepared(c, e);
 	return rc;
+}
+
+void cell_parked(void *arg)
+{
+	struct cell *c = arg;
+	struct err e = ERR_INIT;
+	struct wire_reader r;
+	size_t len;
+	ssize_t n = cp_recv(c->claim_fd, 0, start_msg, sizeof(start_msg),
+			    start.fds, &start.nfds);
+
+	if (n <= 0)
+		_exit(0); // thawd is gone
+	r = wire_reader_of(start_msg, (size_t)n);
+	if (cp_head(&r) != CP_UNPARK || start.nfds) {
+		err_set(&e, -EBADMSG, "expected UNPARK");
+		cell_die(&e);
+	}
+	len = wire_left(&r);
+	// Somebody waits for this guest: no answer, and the mail before it goes
+	// on.
+	if (put_mail(c, wire_borrow(&r, len), len, &e) ||
+	    vmm_unpause(c->vm, &e))
+		cell_die(&e);
+	fd_close(&c->claim_fd);
 }
 
 void *cell_vcpu0(void *arg)

@@ -67,8 +67,12 @@ Test(jtext, shapes)
 Test(jtext, strings_are_escaped)
 {
 	static const char *const same[] = {
-	    "", "plain", "q\"b\\s/\b\f\n\r\t\x01\x1f\x7f", "\xc3\xa4\xe2\x82\xac",
-	    "\xf0\x9f\x98\x80", "\xed\x9f\xbf\xee\x80\x80\xf4\x8f\xbf\xbf",
+	    "",
+	    "plain",
+	    "q\"b\\s/\b\f\n\r\t\x01\x1f\x7f",
+	    "\xc3\xa4\xe2\x82\xac",
+	    "\xf0\x9f\x98\x80",
+	    "\xed\x9f\xbf\xee\x80\x80\xf4\x8f\xbf\xbf",
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(same); i++) {
@@ -84,12 +88,18 @@ Test(jtext, bytes_that_are_no_utf8)
 	static const struct {
 		const char *in, *out;
 	} bad[] = {
-	    {"\xff", "?"},		   {"a\x80z", "a?z"},
-	    {"\xc0\xaf", "??"},		   {"\xc3", "?"},
-	    {"\xc3z", "?z"},		   {"\xe0\x80\xaf", "???"},
-	    {"\xed\xa0\x80", "???"},	   {"\xf0\x80\x80\x80", "????"},
-	    {"\xf4\x90\x80\x80", "????"},  {"\xf5\x80\x80\x80", "????"},
-	    {"\xe2\x82", "??"},		   {"\xf0\x9f\x98", "???"},
+	    {"\xff", "?"},
+	    {"a\x80z", "a?z"},
+	    {"\xc0\xaf", "??"},
+	    {"\xc3", "?"},
+	    {"\xc3z", "?z"},
+	    {"\xe0\x80\xaf", "???"},
+	    {"\xed\xa0\x80", "???"},
+	    {"\xf0\x80\x80\x80", "????"},
+	    {"\xf4\x90\x80\x80", "????"},
+	    {"\xf5\x80\x80\x80", "????"},
+	    {"\xe2\x82", "??"},
+	    {"\xf0\x9f\x98", "???"},
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {

@@ -165,6 +165,13 @@ uint64_t vmm_first_exit_ns(const struct vmm *vm);
 int vmm_pause(struct vmm *vm, int timeout_ms, struct err *e);
 int vmm_unpause(struct vmm *vm, struct err *e);
 
+// For a VM that is paused until somebody wants it: the vCPU-0 thread itself waits
+// for the word, in wait(ctx), and gives vmm_unpause() there before it returns; so
+// there is one wake-up between the word and the guest. While paused.
+void vmm_pause_in(struct vmm *vm, void (*wait)(void *ctx), void *ctx);
+// The device thread's part: returns when that has happened.
+void vmm_await_unpause(struct vmm *vm);
+
 // Device thread: a pollable descriptor (an epoll), and the call that drains it.
 int vmm_event_fd(const struct vmm *vm);
 void vmm_dispatch(struct vmm *vm);
