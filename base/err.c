@@ -1,3 +1,4 @@
+#define ERR_IMPLEMENTATION
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>

@@ -32,6 +32,12 @@ int err_sys(struct err *e, const char *fmt, ...)
 int err_wrap(struct err *e, int rc, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
+#if defined(__clang_analyzer__) && !defined(ERR_IMPLEMENTATION)
+// It looks into no other file: so that it knows that these do not return 0.
+#define err_set(e, code, ...) ((void)err_set(e, code, __VA_ARGS__), (code))
+#define err_sys(e, ...) ((void)err_sys(e, __VA_ARGS__), -1)
+#endif
+
 // Name of an errno ("ENOENT"), for logs and the API. Never NULL.
 const char *err_name(int code);
 

@@ -63,7 +63,10 @@ stage1()
 	mount -t 9p -o "rw,cache=mmap,$opt" share "/new$share" ||
 		die "no share"
 
-	cp "/host$run"/* /bin/busybox /init /new/run/kvmbox/
+	cp /bin/busybox /init /new/run/kvmbox/
+	for f in "/host$run"/*; do
+		[ ! -f "$f" ] || cp "$f" /new/run/kvmbox/
+	done
 	ifconfig lo 127.0.0.1 netmask 255.0.0.0 up
 	hostname kvmbox
 	grep -qw kvmbox /new/etc/hosts 2>/dev/null ||
@@ -99,6 +102,10 @@ stage2()
 	fi
 	cmd=$!
 	echo started >/dev/vport0p3
+	# Signs of life: without them the host ends the box.
+	while echo alive; do
+		$bb sleep 10
+	done >/dev/vport0p5 &
 	wait $cmd
 	code=$?
 	# What the command left running may hold its output open.
