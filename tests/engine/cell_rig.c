@@ -20,6 +20,12 @@ bool rig_usable(void)
 	       access("/dev/userfaultfd", R_OK | W_OK) == 0;
 }
 
+void rig_need(void)
+{
+	if (!rig_usable())
+		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+}
+
 static void ticked(void *ctx)
 {
 	struct rig *r = ctx;
@@ -61,6 +67,7 @@ void rig_open(struct rig *r, const struct rig_opts *o)
 	struct err e = ERR_INIT;
 	char cell[320], store[128];
 
+	rig_need();
 	if (!o)
 		o = &none;
 	memset(r, 0, sizeof(*r));

@@ -1,6 +1,6 @@
 // A thawd without its API, for tests: loop, workers, store, keeper and cells,
 // in a temporary directory, with ring-3 guests. Needs root, /dev/kvm and
-// /dev/userfaultfd; rig_usable() tells.
+// /dev/userfaultfd: elsewhere rig_open() skips the test.
 #ifndef THAW_TESTS_CELL_RIG_H
 #define THAW_TESTS_CELL_RIG_H
 
@@ -27,8 +27,9 @@ struct rig {
 };
 
 bool rig_usable(void);
-void rig_open(struct rig *r,
-	      const struct rig_opts *o); // asserts; o may be NULL
+void rig_need(void); // skips the test where rigs are not usable
+// Needs, then asserts; o may be NULL.
+void rig_open(struct rig *r, const struct rig_opts *o);
 void rig_close(struct rig *r);
 
 struct rig_vm {

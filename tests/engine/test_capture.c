@@ -19,8 +19,7 @@ Test(capture, store_full)
 	struct rig_opts o = {.store = store};
 	struct pgc_id img, own;
 
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	rig_need();
 	cr_assert(mkdtemp(store));
 	cr_assert_eq(mount("small", store, "tmpfs", 0, "size=12m"), 0);
 	rig_open(&rig, &o);
@@ -59,8 +58,7 @@ Test(capture, not_published)
 	struct pgc_snap *sn = NULL;
 	struct err e = ERR_INIT;
 
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	rig_need();
 	cr_assert(mkdtemp(store));
 	snprintf(snaps, sizeof(snaps), "%s/snaps", store);
 	rig_open(&rig, &o);
@@ -102,8 +100,6 @@ Test(capture, larger_than_the_copy)
 {
 	struct pgc_id img, snap, own;
 
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
 	rig_open(&rig, NULL);
 	rig_image(&rig, &img, 64, 1, "fill 7 16M 8M");
 	rig_thaw(&rig, &vm, &img, NULL);
@@ -134,8 +130,6 @@ Test(capture, secured_before_published)
 	struct pgc_id img, own;
 	unsigned better = 0;
 
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
 	rig_open(&rig, NULL);
 	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
 	for (int i = 0; i < 5; i++) {
@@ -158,8 +152,6 @@ Test(capture, side_by_side)
 	static struct rig_vm vms[N];
 	struct pgc_id img, own[N];
 
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
 	rig_open(&rig, NULL);
 	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
 	capcopy_set_budget(20 << 20); // not for all of them
@@ -191,8 +183,6 @@ Test(capture, beside_a_running_guest)
 	struct eng_capture_req req = {.image = true};
 	struct err e = ERR_INIT;
 
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
 	rig_open(&rig, NULL);
 	rig_boot(&rig, &vm, 64, 2, "fill 7 16M 8M");
 	// A booted one has no image to refer to.
@@ -227,8 +217,6 @@ Test(capture, of_a_dying_cell)
 	struct pgc_id img, id;
 	int rc;
 
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
 	rig_open(&rig, NULL);
 	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
 	for (int i = 0; i < 20; i++) {

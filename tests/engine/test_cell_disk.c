@@ -119,8 +119,6 @@ Test(cell_disk, reads_and_writes_against_a_model)
 {
 	struct rig_opts o = {.store = store, .cell = "cell_hook"};
 
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
 	make_all();
 	rig_close(&rig);
 	rig_open(&rig, &o);
@@ -165,8 +163,6 @@ Test(cell_disk, corrupt_blocks_are_errors_never_bytes)
 {
 	struct rig_opts o = {.store = store, .cell = "cell_hook"};
 
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
 	make_all();
 	rig_close(&rig);
 	corrupt_packs();
@@ -182,8 +178,6 @@ Test(cell_disk, unloaded_own_blocks_survive)
 {
 	struct pgc_id later[2];
 
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
 	make_all();
 	for (int image = 0; image < 2; image++) {
 		struct pgc_snap *sn;

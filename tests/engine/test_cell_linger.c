@@ -74,8 +74,6 @@ static struct reader reader;
 // A clone of an image whose memory the template lacks, with a reader in it.
 static void open_with_reader(struct pgc_id *img)
 {
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
 	rig_open(&rig, NULL);
 	rig_image(&rig, img, 64, 1, "fill 7 16M 16M");
 	rig_thaw(&rig, &vm, img, NULL);

@@ -47,13 +47,10 @@ static pid_t prepare(const struct pgc_id *img, struct rig_vm *v)
 	return prepared_for(img)->pid;
 }
 
-static bool open_rig(struct rig_opts *o)
+static void open_rig(struct rig_opts *o)
 {
-	if (!rig_usable())
-		return false;
 	rig_open(&rig, o);
 	eng_cells_want(rig.cells, 64, 1);
-	return true;
 }
 
 Test(cell_prepared, serves_its_own_image_only)
@@ -62,8 +59,7 @@ Test(cell_prepared, serves_its_own_image_only)
 	struct pgc_id a, b;
 	pid_t for_a, for_b;
 
-	if (!open_rig(&o))
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	open_rig(&o);
 	rig_image(&rig, &a, 64, 1, "fill 7 16M 1M");
 	rig_image(&rig, &b, 64, 1, "fill 8 16M 1M");
 	for_a = prepare(&a, &vm[0]);
@@ -105,8 +101,7 @@ Test(cell_prepared, payload_and_times)
 				   .mailbox_len = sizeof(mail) - 1};
 	pid_t pid;
 
-	if (!open_rig(&o))
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	open_rig(&o);
 	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
 	pid = prepare(&img, &vm[0]);
 	req.base = img;
@@ -135,8 +130,7 @@ Test(cell_prepared, not_for_a_resume_or_a_recording)
 	struct eng_thaw_req req = {.record = true};
 	pid_t pid;
 
-	if (!open_rig(&o))
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	open_rig(&o);
 	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
 	rig_thaw(&rig, &vm[0], &img, NULL);
 	cr_assert_str_eq(rig_cmd(&vm[0], "fill 9 16M 1M"), "FILLED 256");
@@ -160,8 +154,7 @@ Test(cell_prepared, ends_with_its_image)
 	struct pgc_id img;
 	pid_t pid;
 
-	if (!open_rig(&o))
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	open_rig(&o);
 	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
 	pid = prepare(&img, &vm[0]);
 	rig_kill(&vm[0]);
@@ -190,8 +183,7 @@ Test(cell_prepared, template_evicted_meanwhile)
 	struct eng_snap *sn;
 	pid_t pid;
 
-	if (!open_rig(&o))
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	open_rig(&o);
 	rig_image(&rig, &img, 64, 1, "fill 7 16M 4M");
 	rig_thaw(&rig, &vm[0], &img, NULL);
 	cr_assert_str_eq(rig_cmd(&vm[0], "check 7 16M 4M"), "GOOD 1024");
@@ -216,8 +208,7 @@ Test(cell_prepared, killed_and_replaced)
 	struct pgc_id img;
 	pid_t pid;
 
-	if (!open_rig(&o))
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	open_rig(&o);
 	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
 	pid = prepare(&img, &vm[0]);
 	kill(pid, SIGKILL);
@@ -240,8 +231,7 @@ Test(cell_prepared, makes_room)
 	struct pgc_id img;
 	pid_t pid;
 
-	if (!open_rig(&o))
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	open_rig(&o);
 	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
 	pid = prepare(&img, &vm[0]);
 	// One microVM, one prepared, one shell. The first boot has the shell.
@@ -262,8 +252,7 @@ Test(cell_prepared, destroyed_in_the_middle)
 	struct pgc_id img;
 	pid_t pid;
 
-	if (!open_rig(&o))
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	open_rig(&o);
 	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
 	pid = prepare(&img, &vm[0]);
 	rig_close(&rig);

@@ -25,8 +25,6 @@ static void twice(enum pagescan_how how, unsigned vcpus)
 {
 	struct pgc_id img, own1, own2;
 
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
 	eng_capture_scan_how(how);
 	rig_open(&rig, NULL);
 	rig_image(&rig, &img, 64, vcpus, "fill 7 16M 8M");
@@ -95,8 +93,6 @@ Test(cell_resume, fork_of_everything)
 	struct pgc_id img, own, fork;
 	struct err e = ERR_INIT;
 
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
 	rig_open(&rig, NULL);
 	rig_image(&rig, &img, 64, 1, "fill 7 16M 4M");
 	rig_thaw(&rig, &vm, &img, NULL);

@@ -23,8 +23,6 @@ Test(cell_shells, refilled_after_use_and_death)
 	struct rig_opts o = {.shells = 2};
 	struct pgc_id img;
 
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
 	rig_open(&rig, &o);
 	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
 	cr_assert_eq(eng_cells_ready(rig.cells), 0u);
@@ -56,8 +54,6 @@ Test(cell_shells, other_classes_make_room)
 	struct rig_opts o = {.shells = 2, .max_cells = 2};
 	struct pgc_id img;
 
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
 	rig_open(&rig, &o);
 	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
 	eng_cells_want(rig.cells, 128, 1);
@@ -89,8 +85,6 @@ Test(cell_shells, what_cannot_start_says_why)
 	struct rig_opts none = {0};
 	struct pgc_id nobody = {{1, 2, 3}};
 
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
 	rig_open(&rig, &none);
 	rig_thaw(&rig, &vm[0], &nobody, NULL);
 	cr_assert_eq(vm[0].why, ENG_END_START);
@@ -165,8 +159,6 @@ static void small(unsigned blanks)
 	struct cell_proc *p;
 	unsigned long kib;
 
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
 	rig_open(&rig, blanks ? &o : NULL);
 	rig_image(&rig, &img, 256, 4, "fill 7 16M 1M");
 	if (blanks)
@@ -207,8 +199,6 @@ static void from_blanks(uint32_t mem_mib, unsigned vcpus)
 	struct pgc_id img, own;
 	pid_t pid;
 
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
 	rig_open(&rig, &o);
 	await_blanks(2);
 	cr_assert_eq(eng_cells_ready(rig.cells), 0u); // those are not shells
@@ -270,8 +260,6 @@ Test(cell_shells, prepared_before_shells_before_blanks_before_none)
 	struct pgc_id img;
 	pid_t blank;
 
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
 	rig_open(&rig, &o);
 	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
 	eng_cells_want(rig.cells, 64, 1);
@@ -322,8 +310,6 @@ Test(cell_shells, destroyed_in_the_middle)
 	struct eng_thaw_req req = {0};
 	pid_t pid;
 
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
 	rig_open(&rig, &o);
 	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
 	rig_thaw(&rig, &vm[0], &img, NULL);

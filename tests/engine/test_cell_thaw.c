@@ -22,8 +22,6 @@ ParameterizedTest(unsigned *vcpus, cell_thaw, clones)
 	static struct rig_vm vm[3];
 	struct pgc_id img;
 
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
 	rig_open(&rig, NULL);
 	rig_image(&rig, &img, 64, *vcpus, "fill 7 16M 16M;fill 9 40M 1M");
 	for (int i = 0; i < 3; i++) {
@@ -58,8 +56,6 @@ Test(cell_thaw, many_at_once)
 	struct eng_thaw_req req = {.t0 = 1};
 	struct pgc_id img;
 
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
 	rig_open(&rig, &o);
 	rig_image(&rig, &img, 64, 1, "fill 7 16M 4M");
 	req.base = img;
@@ -94,8 +90,6 @@ Test(cell_thaw, five_gigabytes)
 	static struct rig_vm big;
 	struct pgc_id img, own;
 
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
 	rig_open(&rig, NULL);
 	rig_image(&rig, &img, 5120, 2, "fill 7 16M 1M;fill 8 2900M 1M");
 	rig_thaw(&rig, &big, &img, NULL);

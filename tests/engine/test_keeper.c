@@ -303,8 +303,7 @@ Test(keeper, sigkill_of_thawd_in_a_cold_thaw)
 	struct rig_opts o = {.store = store};
 	unsigned partial = 0, finished = 0;
 
-	if (!rig_usable())
-		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	rig_need();
 	cr_assert(mkdtemp(store));
 	rig_open(&r, &o);
 	snprintf(cmd, sizeof(cmd), "fill 7 16M %dM", FILL_MIB);
