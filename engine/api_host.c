@@ -40,13 +40,17 @@ static json_t *templates(struct api *a)
 		for (size_t k = 0; k < ims[i]->nversions; k++) {
 			const struct reg_version *v = ims[i]->versions[k];
 			uint64_t b = eng_template_bytes(a->cells, &v->snap);
+			unsigned ready =
+			    eng_cells_prepared_of(a->cells, &v->snap);
 
-			if (!b)
+			if (!b && !ready)
 				continue;
 			json_array_append_new(
-			    out, json_pack("{s:s,s:s,s:I}", "image",
-					   ims[i]->name, "version", v->version,
-					   "residentBytes", (json_int_t)b));
+			    out,
+			    json_pack("{s:s,s:s,s:I,s:i}", "image",
+				      ims[i]->name, "version", v->version,
+				      "residentBytes", (json_int_t)b,
+				      "preparedReady", (int)ready));
 		}
 	}
 	return out;
@@ -64,7 +68,7 @@ void api_host(struct api *a, struct http_req *r)
 		json_object_set_new(states, eng_state_name((enum vm_state)s),
 				    json_integer(t.by_state[s]));
 	j = json_pack(
-	    "{s:{s:I,s:o,s:I,s:I,s:I},s:{s:I,s:I,s:I},s:I,s:I,s:o,s:o}",
+	    "{s:{s:I,s:o,s:I,s:I,s:I},s:{s:I,s:I,s:I},s:I,s:I,s:I,s:o,s:o}",
 	    "memory", "totalMiB", mib(t.memory_total), "budgetMiB",
 	    t.memory_budget ? json_integer(mib(t.memory_budget)) : json_null(),
 	    "committedMiB", mib(t.memory_committed), "freeMiB",
@@ -76,7 +80,8 @@ void api_host(struct api *a, struct http_req *r)
 			     ? t.vcpus_total - t.vcpus_committed
 			     : 0),
 	    "shellsReady", (json_int_t)eng_cells_ready(a->cells), "blanksReady",
-	    (json_int_t)eng_cells_blanks_ready(a->cells), "microvms", states,
+	    (json_int_t)eng_cells_blanks_ready(a->cells), "preparedReady",
+	    (json_int_t)eng_cells_prepared_ready(a->cells), "microvms", states,
 	    "templates", templates(a));
 	http_reply(r, 200, j); // of this moment: holds for nothing
 }

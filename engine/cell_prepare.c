@@ -84,6 +84,16 @@ unsigned eng_cells_prepared_ready(const struct eng_cells *c)
 	return n;
 }
 
+unsigned eng_cells_prepared_of(const struct eng_cells *c,
+			       const struct pgc_id *snap)
+{
+	for (const struct prepared_set *s = c->prepared; s; s = s->next) {
+		if (memcmp(&s->sn->id, snap, sizeof(*snap)) == 0)
+			return s->nready;
+	}
+	return 0;
+}
+
 // --- sets -------------------------------------------------------------------
 
 // Those that are being prepared end when they say so: nobody has them then.

@@ -33,6 +33,8 @@ unsigned
 eng_cells_ready(const struct eng_cells *c); // shells ready, all classes
 unsigned eng_cells_blanks_ready(const struct eng_cells *c);
 unsigned eng_cells_prepared_ready(const struct eng_cells *c); // of all images
+unsigned eng_cells_prepared_of(const struct eng_cells *c,
+			       const struct pgc_id *snap); // of one
 
 // Why a cell ended.
 enum eng_end {

@@ -237,6 +237,20 @@ unsigned eng_cells_blanks_ready(const struct eng_cells *c)
 	return c->blanks;
 }
 
+unsigned eng_cells_prepared_ready(const struct eng_cells *c)
+{
+	(void)c;
+	return 0;
+}
+
+unsigned eng_cells_prepared_of(const struct eng_cells *c,
+			       const struct pgc_id *snap)
+{
+	(void)c;
+	(void)snap;
+	return 0;
+}
+
 // --- starting ---------------------------------------------------------------
 
 int eng_cell_boot(struct eng_cells *c, const struct eng_boot_req *req,

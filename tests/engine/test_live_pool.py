@@ -153,6 +153,9 @@ def test_fill_and_claim(t, pool):
     equal((p["hits"], p["misses"], p["wasted"]), (3, 0, 0), "hits are counted")
     equal(len(t.get(AWS + "/microvms").json["items"]), 3,
           "claimed ones are in plain lists")
+    t.mail(got[1], "count 1\n")
+    contains(t.wait_log(got[1], "COUNT 2"), "COUNT 2",
+             "a claimed one takes mail like any other")
     vm = got[0]
     equal(t.op(vm, "suspend", "?wait=SUSPENDED").status, 200, "one suspends")
     equal(t.op(vm, "resume").status, 200, "and resumes")
@@ -280,10 +283,22 @@ def test_restart(t, pool):
     pool_set(t, 2)
     equal(filled(t, 2), 2, "two wait")
     before = pool_of(t)
+    mine = t.run("img", name="kept", labels={"k": "v"}, clientToken="keep",
+                 maximumDurationInSeconds=77).json
+    equal((mine["thaw"]["pooled"], filled(t, 2)), (True, 2),
+          "one is claimed, two wait")
     ids = [v["microvmId"] for v in parked(t)]
     time.sleep(1.2)  # the counts are written
     t.kill9()
     t.start()
+    v = t.vm(mine["microvmId"]).json
+    equal((v["thaw"]["name"], v["thaw"]["labels"], v["thaw"]["pooled"],
+           v["maximumDurationInSeconds"], v["state"]),
+          ("kept", {"k": "v"}, True, 77, "TERMINATED"),
+          "kill -9 of thawd: what was claimed is its claimant's on record")
+    equal(t.run("img", name="kept", labels={"k": "v"}, clientToken="keep",
+                maximumDurationInSeconds=77).json["microvmId"],
+          mine["microvmId"], "and its token still names it")
     for i in ids:
         v = t.vm(i).json
         equal((v["state"], v["thaw"]["reason"]), ("TERMINATED", "thawd-killed"),
@@ -291,7 +306,7 @@ def test_restart(t, pool):
     equal(filled(t, 2), 2, "and thaw-pool fills the pool again")
     p = pool_of(t)
     equal((p["size"], p["hits"], p["wasted"]),
-          (2, before["hits"], before["wasted"] + 2), "size and counts are kept")
+          (2, before["hits"] + 1, before["wasted"] + 2), "size and counts are kept")
     contains(pool.log(), "trying again", "it said so")
 
 

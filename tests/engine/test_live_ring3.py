@@ -235,6 +235,17 @@ def test_host(t):
     while time.time() < end and t.host()["shellsReady"] < 1:
         time.sleep(0.05)
     check(t.host()["shellsReady"] >= 1, "host: shells ready", t.host())
+    t.end(t.run("img").json["microvmId"])  # has cells prepared from now on
+    def prepared(h):
+        return {(x["image"], x["version"]): x["preparedReady"]
+                for x in h["templates"]}
+    while time.time() < end + 10 and t.host()["preparedReady"] < 1:
+        time.sleep(0.02)
+    h = t.host()
+    check(prepared(h).get(("img", "1.0"), 0) >= 1,
+          "host: cells prepared for the image that is thawed", h)
+    equal(h["preparedReady"], sum(prepared(h).values()),
+          "host: their sum")
     ask(t, vm, "fill 1 16M 8M", "FILLED")
     u = t.get(f"{OWN}/microvms/{vm}").json["thaw"]["usage"]
     check(u["privateBytes"] >= 4 << 20, "inspect: private bytes", u)

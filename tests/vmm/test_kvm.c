@@ -261,6 +261,77 @@ ParameterizedTest(unsigned *n, kvm, pause_while_spinning)
 	guest_end(&g);
 }
 
+struct word { // what a parked guest's vCPU-0 thread waits for
+	struct guest *g;
+	int fd;
+	unsigned rounds;
+	pthread_t thread;
+};
+
+static void wait_for_word(void *arg)
+{
+	struct word *w = arg;
+	struct err e = ERR_INIT;
+	eventfd_t n;
+
+	w->thread = pthread_self();
+	if (eventfd_read(w->fd, &n) == 0 && vmm_unpause(w->g->vm, &e) == 0)
+		w->rounds++;
+}
+
+// Paused in a wait of its own, the vCPU-0 thread itself lets all go on.
+ParameterizedTestParameters(kvm, pause_in)
+{
+	static unsigned n[] = {1, 4};
+
+	return cr_make_param_array(unsigned, n, ARRAY_SIZE(n));
+}
+
+ParameterizedTest(unsigned *n, kvm, pause_in)
+{
+	struct guest g = guest_shell(64ull << 20, *n);
+	struct word w = {.g = &g, .fd = eventfd(0, EFD_CLOEXEC)};
+	struct err e = ERR_INIT;
+
+	guest_boot(&g);
+	guest_go(&g);
+	cr_assert(guest_wait(&g, VMM_EV_READY, NULL));
+	for (unsigned round = 0; round < 20; round++) {
+		uint64_t before[4];
+
+		cr_assert_eq(vmm_pause(g.vm, 2000, &e), 0, "%s", e.msg);
+		vmm_pause_in(g.vm, wait_for_word, &w);
+		for (unsigned i = 0; i < *n; i++)
+			before[i] = *guest_counter(&g, i);
+		usleep(2000);
+		for (unsigned i = 0; i < *n; i++)
+			cr_assert_eq(*guest_counter(&g, i), before[i]);
+		cr_assert_eq(w.rounds, round);
+		cr_assert_eq(eventfd_write(w.fd, 1), 0);
+		vmm_await_unpause(g.vm);
+		for (unsigned i = 0; i < *n; i++) {
+			uint64_t end = util_now_ns() + 2000000000ull;
+
+			while (*guest_counter(&g, i) == before[i] &&
+			       util_now_ns() < end)
+				usleep(100);
+			cr_assert_neq(*guest_counter(&g, i), before[i],
+				      "vCPU %u stands still", i);
+		}
+		cr_assert_eq(w.rounds, round + 1);
+		cr_assert_not(pthread_equal(w.thread, pthread_self()));
+	}
+	// The next pause is one like any other.
+	cr_assert_eq(vmm_pause(g.vm, 2000, &e), 0, "%s", e.msg);
+	usleep(2000);
+	cr_assert_eq(vmm_unpause(g.vm, &e), 0, "%s", e.msg);
+	cr_assert_eq(w.rounds, 20u);
+	guest_stop_counting(&g);
+	cr_assert(guest_verdicts(&g));
+	guest_end(&g);
+	close(w.fd);
+}
+
 // A vCPU that waits in the mailbox parks, too, and gets its bytes afterwards.
 Test(kvm, pause_in_the_mailbox)
 {
