@@ -89,6 +89,7 @@ int cli_usage(const struct cli *c, const char *fmt, ...)
 
 void cli_help(const struct cli_command *cmd, FILE *to); // NULL: overview
 int cli_completion(struct cli *c);
+int cli_man(struct cli *c); // man.c
 int cli_complete_ids(struct cli *c);
 
 // --- requests (request.c) ------------------------------------------------

@@ -301,6 +301,16 @@ const struct cli_command cli_commands[] = {
      COMPLETE_NOTHING,
      cli_complete_ids,
      {{0, NULL, NULL, NULL}}},
+    {"__man",
+     "",
+     NULL,
+     NULL,
+     0,
+     0,
+     false,
+     COMPLETE_NOTHING,
+     cli_man,
+     {{0, NULL, NULL, NULL}}},
     {0}};
 
 // --- messages ------------------------------------------------------------

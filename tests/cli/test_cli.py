@@ -683,6 +683,14 @@ try thaw help ev
     check("__fish_seen_subcommand_from exec' -l tty -s t" in r.stdout
           and r.stdout.replace("\\'", "").count("'") % 2 == 0, "fish completion", r.stdout[:300])
     check(thaw("completion", "tcsh").returncode == 2, "no other shells")
+    page = thaw("__man").stdout
+    check(all(f".SS \\fBthaw {v}\\fR" in page for v in verbs)
+          and "__man" not in page, "the manual page has every verb", page[:300])
+    check(set(re.findall(r"^[.'].{,2}", page, re.M)) ==
+          {".TH", ".SH", ".SS", ".TP", ".PP", ".nf", ".fi"},
+          "and no line of text that roff takes for a request", page[:300])
+    check("\\fB\\-\\-max\\-duration\\fR \\fISECONDS" in page,
+          "and every option", page[:300])
     with open("/dev/full", "w") as full:
         p = subprocess.run([THAW, "help"], stdout=full, stderr=subprocess.PIPE,
                            text=True)
