@@ -4,9 +4,13 @@
 // before a request comes. A *blank* has neither and becomes what its START
 // says; blanks are a class too, that of size 0. Who finds no shell takes a
 // blank. For a plain thaw, a shell that has the image already (cell_prepare.c)
-// comes before both. Who finds none waits in its class, and a process is started for it at
-// once; a blank that gets ready before that goes to who waits, too. So nobody
-// waits while a blank is ready.
+// comes before both. Who finds none waits in its class, and a process is
+// started for it at once; a blank that gets ready before that goes to who
+// waits, too. So nobody waits while a blank is ready.
+//
+// What is started for a class because somebody waits, or to be prepared, starts
+// without a size as well: memory that is laid out before there is a VM costs
+// less.
 //
 // Refilling is done by a timer, one spawn a turn, and starts a little after a
 // process was taken, out of the way of the thaw. When all places are taken, a
@@ -165,6 +169,7 @@ void shells_refill(void *ctx)
 	struct cell_class *k, *neediest = NULL;
 	struct cell_proc *p;
 	struct err e = ERR_INIT;
+	bool blank;
 
 	c->refill_ns = 0;
 	if (c->stopping || c->keeper_lost)
@@ -176,7 +181,10 @@ void shells_refill(void *ctx)
 	}
 	if (!neediest || c->nprocs >= c->cfg.max_cells)
 		return;
-	if (proc_spawn(c, neediest, &p, &e)) {
+	// What is to be prepared lays its memory out before it has a VM.
+	blank = neediest->nready + neediest->nspawning >=
+		class_size(c, neediest);
+	if (proc_spawn(c, neediest, blank, &p, &e)) {
 		log_warn("preparing %s: %s", name_of(neediest), e.msg);
 		refill_soon(c, RETRY_MS);
 		return;
@@ -312,7 +320,8 @@ static bool spawn_for_waiting(struct eng_cells *c, struct cell_class *k,
 {
 	struct cell_proc *p;
 
-	if (proc_spawn(c, k, &p, e) == 0)
+	// A blank: memory that is laid out before there is a VM costs less.
+	if (proc_spawn(c, k, true, &p, e) == 0)
 		return true;
 	(void)evict_shell(c, k); // its place comes back when it is reaped
 	return false;

@@ -261,6 +261,7 @@ bool prepared_assign(struct cell_proc *p)
 	p->set = s;
 	p->snap = s->sn;
 	p->snap->refs++;
+	p->mem_bytes = (uint64_t)s->sn->mem_mib << 20; // a blank's, from now on
 	s->npreparing++;
 	if (send_prepare(p, s->sn, &e)) {
 		snprintf(p->failed, sizeof(p->failed), "%.299s", e.msg);

@@ -8,10 +8,11 @@
 // looked up later) and gives the keeper its duplicates. Only then is the proc a
 // shell.
 //
-// Death. The pidfd tells. A proc with jobs is not reaped before the last one
-// ended, so its pid stays its own; its userfaultfd is closed after that, when
-// all of its threads are long dead. Slow parts (unmapping, closing the VM)
-// happen in the dying process.
+// Death. From the order to kill on, only its last words are heard: its sockets
+// are at their end long before the pidfd tells. A proc with jobs is not reaped
+// before the last one ended, so its pid stays its own; its userfaultfd is closed
+// after that, when all of its threads are long dead. Slow parts (unmapping,
+// closing the VM) happen in the dying process.
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -37,13 +38,15 @@ enum {
 	CONSOLE_CHUNK = 16384,
 	CONSOLE_LAST = 65536, // read at most so much after its death
 	CHILD_FD_BASE = 200,
-	LINGER_MS = 20,
+	LINGER_MS = 1, // at first; twice as long each time
+	LINGER_MAX_MS = 32,
+	KILL_MS = 8, // what a process takes to die
 };
 
 // --- spawning ---------------------------------------------------------------
 
 struct proc_child { // lives until HELLO or the end: the child runs on it
-	int fds[CP_FD_END]; // by number in the cell
+	int fds[CP_FD_ALL]; // by number in the cell
 	int exe;
 	char args[3][16];
 	_Alignas(16) char stack[16 * 1024];
@@ -58,16 +61,16 @@ static int __attribute__((no_sanitize("address"))) child_main(void *arg)
 	char name[] = "thaw-cell";
 	char *argv[] = {name, ch->args[0], ch->args[1], ch->args[2], NULL};
 	char *envp[] = {NULL};
-	int high[CP_FD_END];
+	int high[CP_FD_ALL];
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 	// First out of the way of the fixed numbers, then to them.
-	for (int i = 0; i < CP_FD_END; i++) {
+	for (int i = 0; i < CP_FD_ALL; i++) {
 		high[i] = fcntl(ch->fds[i], F_DUPFD_CLOEXEC, CHILD_FD_BASE);
 		if (high[i] < 0)
 			_exit(126);
 	}
-	for (int i = 0; i < CP_FD_END; i++) {
+	for (int i = 0; i < CP_FD_ALL; i++) {
 		if (dup2(high[i], i) < 0)
 			_exit(126);
 	}
@@ -207,12 +210,15 @@ static int make_channels(struct cell_proc *p, int theirs[4], struct err *e)
 	ch->fds[CP_FD_CONSOLE] = theirs[3];
 	ch->fds[CP_FD_KVM] = c->cfg.kvm_fd;
 	ch->fds[CP_FD_UFFD] = c->cfg.uffd_fd;
+	ch->fds[CP_FD_HOST] = c->host_fd;
+	memcpy(&ch->fds[CP_FD_NS], c->ns, sizeof(c->ns));
 	return 0;
 }
 
 static void set_args(struct cell_proc *p)
 {
-	const unsigned args[3] = {p->class->mem_mib, p->class->vcpus,
+	const unsigned args[3] = {p->blank ? 0 : p->class->mem_mib,
+				  p->blank ? 0 : p->class->vcpus,
 				  p->c->cfg.uid_base + p->slot};
 
 	for (int i = 0; i < 3; i++)
@@ -220,7 +226,7 @@ static void set_args(struct cell_proc *p)
 			 args[i]);
 }
 
-int proc_spawn(struct eng_cells *c, struct cell_class *class,
+int proc_spawn(struct eng_cells *c, struct cell_class *class, bool blank,
 	       struct cell_proc **out, struct err *e)
 {
 	int theirs[4] = {-1, -1, -1, -1};
@@ -231,6 +237,7 @@ int proc_spawn(struct eng_cells *c, struct cell_class *class,
 		return err_set(e, -ENOMEM, "no memory for a cell");
 	*p = (struct cell_proc){.c = c,
 				.class = class,
+				.blank = blank,
 				.pidfd = -1,
 				.ctl = -1,
 				.boot = -1,
@@ -336,12 +343,14 @@ static int adopt_uffd(struct cell_proc *p, int fd, struct err *e)
 static int greet(struct cell_proc *p, struct wire_reader *r, int *fds,
 		 unsigned nfds, struct err *e)
 {
+	uint32_t mem_mib = p->blank ? 0 : p->class->mem_mib;
+	unsigned vcpus = p->blank ? 0 : p->class->vcpus;
 	int rc;
 
 	p->mem_base = wire_get_u64(r);
 	p->mem_bytes = wire_get_u64(r);
-	if (wire_get_u32(r) != p->class->vcpus || !cp_ok(r) || nfds != 1 ||
-	    p->mem_bytes != (uint64_t)p->class->mem_mib << 20 ||
+	if (wire_get_u32(r) != vcpus || !cp_ok(r) || nfds != 1 ||
+	    p->mem_bytes != (uint64_t)mem_mib << 20 ||
 	    p->mem_base % PGC_PAGE || p->mem_base + p->mem_bytes < p->mem_base)
 		return err_set(e, -EBADMSG, "its HELLO makes no sense");
 	rc = adopt_uffd(p, fds[0], e);
@@ -417,8 +426,14 @@ void proc_kill(struct cell_proc *p)
 	if (!p->exited)
 		syscall(SYS_pidfd_send_signal, p->pidfd, SIGKILL, NULL, 0);
 	p->dying = true;
-	if (p->linger)
-		eng_timer_set(p->linger, LINGER_MS);
+	// Its requests are not answered any more, and its end of the socket may
+	// be closed long before it is dead.
+	if (p->w_disk)
+		eng_watch_set(p->w_disk, 0);
+	if (p->linger) {
+		p->linger_ms = KILL_MS;
+		eng_timer_set(p->linger, p->linger_ms);
+	}
 }
 
 void proc_violation(struct cell_proc *p, const char *what)
@@ -644,7 +659,8 @@ static void proc_linger(void *ctx)
 	}
 	if (proc_past_guest(p))
 		wake_all(p);
-	eng_timer_set(p->linger, LINGER_MS);
+	eng_timer_set(p->linger, p->linger_ms);
+	p->linger_ms = MIN(2 * p->linger_ms, (unsigned)LINGER_MAX_MS);
 }
 
 bool proc_past_guest(const struct cell_proc *p)
@@ -666,6 +682,7 @@ static void pidfd_ready(void *ctx, unsigned what)
 	p->dying = true;
 	eng_watch_set(p->w_ctl, 0);
 	eng_watch_set(p->w_disk, 0);
+	p->linger_ms = LINGER_MS;
 	proc_linger(p);
 }
 

@@ -101,7 +101,11 @@ enum {
 	CP_FD_CONSOLE,
 	CP_FD_KVM,
 	CP_FD_UFFD,
-	CP_FD_END,
+	CP_FD_HOST, // what KVM supports here: vmm_facts_load()
+	CP_FD_END, 	      // what a cell keeps
+	CP_FD_NS = CP_FD_END, // to be joined first: mount, net, IPC, UTS
+	CP_NUM_NS = 4,
+	CP_FD_ALL = CP_FD_NS + CP_NUM_NS,
 };
 
 struct cp_zero_extent {

@@ -622,12 +622,18 @@ static void keeper_ready(void *ctx, unsigned what)
 
 static int cells_setup(struct eng_cells *c, struct err *e)
 {
+	int rc;
+
 	c->cell_fd = open(c->cfg.cell_path, O_RDONLY | O_CLOEXEC);
 	if (c->cell_fd < 0)
 		return err_sys(e, "cannot open %s", c->cfg.cell_path);
 	c->null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
 	if (c->null_fd < 0)
 		return err_sys(e, "cannot open /dev/null");
+	if ((rc = cell_ns_make(c->ns, e)) ||
+	    (rc = vmm_prepare(c->cfg.kvm_fd, e)) ||
+	    (rc = vmm_facts_save(&c->host_fd, e)))
+		return rc;
 	c->slots = calloc(c->cfg.max_cells, 1);
 	c->store_watch =
 	    eng_watch_create(c->loop, pgc_event_fd(c->store), ENG_READ,
@@ -654,6 +660,9 @@ static void cells_free(struct eng_cells *c)
 	eng_timer_destroy(c->refill);
 	fd_close(&c->cell_fd);
 	fd_close(&c->null_fd);
+	fd_close(&c->host_fd);
+	for (int i = 0; i < CP_NUM_NS; i++)
+		fd_close(&c->ns[i]);
 	eng_jobs_destroy(c->copiers);
 	eng_jobs_destroy(c->layers);
 	free(c->slots);
@@ -681,7 +690,9 @@ int eng_cells_create(struct eng_cells **out, struct eng_loop *l,
 	c->jobs = j;
 	c->store = s;
 	c->cfg = *cfg;
-	c->cell_fd = c->null_fd = -1;
+	c->cell_fd = c->null_fd = c->host_fd = -1;
+	for (int i = 0; i < CP_NUM_NS; i++)
+		c->ns[i] = -1;
 	rc = cells_setup(c, e);
 	if (rc) {
 		cells_free(c);

@@ -1,6 +1,6 @@
 // What the files behind cells.h share: cells.c (the API, classes, shells),
-// cell_proc.c (the process), cell_start.c (START), cell_disk.c (extents),
-// faults.c, snaps.c, capture.c.
+// cell_proc.c (the process), cell_ns.c (its namespaces), cell_start.c (START),
+// cell_disk.c (extents), faults.c, snaps.c, capture.c.
 //
 // Two objects make a cell. A *proc* is a thaw-cell process: spawned, ready (a
 // shell), bound to a cell, dead, reaped. A *cell* is the handle that the rest
@@ -34,6 +34,8 @@ struct eng_cells {
 	struct pgc_store *store;
 	struct eng_cells_config cfg;
 	int cell_fd, null_fd; // thaw-cell's program; /dev/null
+	int ns[CP_NUM_NS];    // the cells' namespaces
+	int host_fd;	      // what KVM supports, for each cell
 	struct eng_watch *store_watch, *keeper_watch;
 	struct eng_timer *refill;
 	uint64_t refill_ns; // when it is due, CLOCK_MONOTONIC; 0: it is not set
@@ -81,6 +83,7 @@ struct cell_proc {
 	int overlay;		  // of its disk, until it is taken; or -1
 	enum proc_state state;
 	bool dying, exited;
+	bool blank; // was started without a size
 	uint64_t id;
 	unsigned slot;
 	pid_t pid;
@@ -88,6 +91,7 @@ struct cell_proc {
 	struct eng_watch *w_pidfd, *w_ctl, *w_disk, *w_console, *w_uffd;
 	struct eng_timer *timer;  // while spawning or starting
 	struct eng_timer *linger; // while dying
+	unsigned linger_ms;	  // until it looks again
 	uint64_t mem_base, mem_bytes;
 	uint64_t rss_birth; // private bytes before there was a guest
 	unsigned jobs;
@@ -196,7 +200,8 @@ int prepared_send_run(struct eng_cell *cell, struct err *e);
 
 // --- cell_proc.c ------------------------------------------------------------
 
-int proc_spawn(struct eng_cells *c, struct cell_class *class,
+// For `class`: of its size or, as a blank, to take it on later.
+int proc_spawn(struct eng_cells *c, struct cell_class *class, bool blank,
 	       struct cell_proc **out, struct err *e);
 void proc_kill(struct cell_proc *p);
 // True once no instruction of the guest can run again: the process is dead, or
@@ -210,6 +215,12 @@ void proc_expect_start(struct cell_proc *p, bool on);
 // Counts one message; false (and killed) when there are too many.
 bool proc_credit(struct cell_proc *p);
 uint64_t proc_private_bytes(const struct cell_proc *p);
+
+// --- cell_ns.c --------------------------------------------------------------
+
+// Makes the namespaces that all cells join; `ns` gets their descriptors, in the
+// order of CP_FD_NS. Waits for a child.
+int cell_ns_make(int ns[CP_NUM_NS], struct err *e);
 
 // --- cell_start.c -----------------------------------------------------------
 

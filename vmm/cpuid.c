@@ -14,8 +14,11 @@
 // Added: the hypervisor bit, x2APIC and the TSC-deadline timer, which KVM's
 // list leaves to us, and the APIC ids of one socket with `vcpus` cores.
 #include <errno.h>
+#include <fcntl.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <asm/kvm_para.h>
 
 #include "vmm_internal.h"
@@ -212,6 +215,41 @@ int vmm_prepare(int kvm_fd, struct err *e)
 	if (rc)
 		supported.nent = 0;
 	return rc;
+}
+
+static size_t table_bytes(const struct cpuid_table *t)
+{
+	return offsetof(struct cpuid_table, e) + t->nent * sizeof(t->e[0]);
+}
+
+int vmm_facts_save(int *out, struct err *e)
+{
+	cleanup_fd int fd =
+	    memfd_create("thaw-host", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	int rc;
+
+	if (fd < 0)
+		return err_sys(e, "cannot make room for what KVM supports");
+	rc = util_pwrite_all(fd, &supported, table_bytes(&supported), 0);
+	if (rc)
+		return err_set(e, rc, "cannot keep what KVM supports");
+	if (fcntl(fd, F_ADD_SEALS,
+		  F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL) < 0)
+		return err_sys(e, "cannot seal what KVM supports");
+	*out = fd_steal(&fd);
+	return 0;
+}
+
+int vmm_facts_load(int fd, struct err *e)
+{
+	ssize_t n = pread(fd, &supported, sizeof(supported), 0);
+
+	if (n >= (ssize_t)offsetof(struct cpuid_table, e) && supported.nent &&
+	    supported.nent <= CPUID_MAX &&
+	    (size_t)n == table_bytes(&supported))
+		return 0;
+	supported.nent = 0;
+	return err_set(e, -EBADMSG, "what KVM supports here makes no sense");
 }
 
 int cpuid_policy(int kvm_fd, unsigned vcpus, struct cpuid_table *out,

@@ -8,6 +8,7 @@
 // every byte of it is covered by a check: a flipped bit anywhere is found.
 #include <errno.h>
 #include <string.h>
+#include <sys/platform/x86.h>
 
 #include "vmm_internal.h"
 
@@ -45,8 +46,8 @@ crc32c_hard(uint32_t crc, const uint8_t *p, size_t len)
 uint32_t crc32c(uint32_t crc, const void *p, size_t len)
 {
 	crc = ~crc;
-	crc = __builtin_cpu_supports("sse4.2") ? crc32c_hard(crc, p, len)
-					       : crc32c_soft(crc, p, len);
+	crc = CPU_FEATURE_ACTIVE(SSE4_2) ? crc32c_hard(crc, p, len)
+					 : crc32c_soft(crc, p, len);
 	return ~crc;
 }
 

@@ -480,8 +480,7 @@ static void make_blank(struct cell *c)
 		err_sys(&e, "cannot reserve addresses for guest memory");
 		cell_die(&e);
 	}
-	if (vmm_prepare(CP_FD_KVM, &e) ||
-	    vmm_begin(&c->begun, CP_FD_CONSOLE, &e))
+	if (vmm_begin(&c->begun, CP_FD_CONSOLE, &e))
 		cell_die(&e);
 }
 
@@ -502,6 +501,9 @@ int main(int argc, char **argv)
 	jail.threads = (vcpus ? vcpus : VMM_MAX_VCPUS) + 1;
 	if (jail_enter(&jail, &e))
 		cell_die(&e);
+	if (vmm_facts_load(CP_FD_HOST, &e))
+		cell_die(&e);
+	close(CP_FD_HOST);
 	mallopt(M_ARENA_MAX, 1);
 	make_uffd(&cell);
 	if (mem_mib == 0 && vcpus == 0)

@@ -1,44 +1,34 @@
 // The order matters: namespaces and root need capabilities; limits and the
 // bounding set go before the user id is given up; PDEATHSIG and "not dumpable"
-// are reset by the change of user and come last.
+// are reset by the change of user and come after it; the filter of system calls
+// is last.
 //
-// The process id namespace cannot be left to unshare() here (it would apply to
-// children, of which there are none): thawd makes it when it starts the cell.
+// The process id namespace is made by thawd when it starts the cell, and is its
+// own. The others are one for all cells (../cell_ns.c), made ahead: what cells
+// could meet by in them the filter refuses (jail_filter.c).
 #include <errno.h>
 #include <grp.h>
 #include <linux/capability.h>
 #include <linux/securebits.h>
 #include <sched.h>
 #include <signal.h>
-#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 
 #include "jail.h"
 
-// An empty tmpfs becomes the root. Any existing directory serves as the place
-// to mount it on; /proc is on every Linux.
-static int empty_root(struct err *e)
+// thawd made them (cell_ns.c): a root without a single file, a network without a
+// device, and no IPC. That of mounts also moves this process to its root.
+static int join_namespaces(int first, struct err *e)
 {
-	if (mount("", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
-		return err_sys(e, "jail: cannot make mounts private");
-	if (mount("cell", "/proc", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC,
-		  "size=4k,nr_inodes=2,mode=0555") < 0)
-		return err_sys(e, "jail: cannot mount an empty root");
-	if (chdir("/proc") < 0)
-		return err_sys(e, "jail: cannot enter the empty root");
-	if (syscall(SYS_pivot_root, ".", ".") < 0)
-		return err_sys(e, "jail: cannot pivot to the empty root");
-	if (umount2(".", MNT_DETACH) < 0)
-		return err_sys(e, "jail: cannot let the old root go");
-	if (chdir("/") < 0)
-		return err_sys(e, "jail: cannot enter the new root");
-	if (mount("", "/", NULL,
-		  MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV |
-		      MS_NOEXEC,
-		  NULL) < 0)
-		return err_sys(e, "jail: cannot make the root read-only");
+	static const int types[] = {CLONE_NEWNS, CLONE_NEWNET, CLONE_NEWIPC,
+				    CLONE_NEWUTS};
+
+	for (unsigned i = 0; i < ARRAY_SIZE(types); i++) {
+		if (setns(first + (int)i, types[i]) < 0)
+			return err_sys(e, "jail: cannot join namespace %u", i);
+	}
 	return 0;
 }
 
@@ -76,9 +66,11 @@ static int drop_rights(const struct jail_config *j, struct err *e)
 	struct __user_cap_data_struct none[2] = {{0}, {0}};
 
 	for (int cap = 0; cap <= 63; cap++) {
-		if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0 && errno != EINVAL)
-			return err_sys(e, "jail: cannot drop capability %d",
-				       cap);
+		if (prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) == 0)
+			continue;
+		if (errno == EINVAL && cap)
+			break; // the kernel has no more
+		return err_sys(e, "jail: cannot drop capability %d", cap);
 	}
 	if (prctl(PR_SET_SECUREBITS,
 		  SECBIT_NOROOT | SECBIT_NOROOT_LOCKED |
@@ -117,21 +109,20 @@ int jail_enter(const struct jail_config *j, struct err *e)
 
 	if (j->uid == 0)
 		return err_set(e, -EINVAL, "jail: refuses user 0");
+	rc = join_namespaces(j->first_closed, e);
+	if (rc)
+		return rc;
 	if (syscall(SYS_close_range, j->first_closed, ~0u, 0) < 0)
 		return err_sys(e, "jail: cannot close descriptors");
 	// Out of the reach of the terminal's signals. Not a session of its own:
 	// with the scheduler's autogroups, a busy host then lets a thaw wait.
 	if (setpgid(0, 0) < 0 && errno != EPERM)
 		return err_sys(e, "jail: cannot leave the process group");
-	if (unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWUTS) <
-	    0)
-		return err_sys(e, "jail: cannot make namespaces");
-	if ((rc = empty_root(e)) || (rc = limits(j, e)) ||
-	    (rc = drop_rights(j, e)))
+	if ((rc = limits(j, e)) || (rc = drop_rights(j, e)))
 		return rc;
 	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
 		return err_sys(e, "jail: cannot become undumpable");
 	if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
 		return err_sys(e, "jail: cannot tie itself to thawd");
-	return 0;
+	return jail_filter(e);
 }

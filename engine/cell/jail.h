@@ -6,7 +6,9 @@
 
 struct jail_config {
 	uid_t uid;	   // user and group of this cell alone
-	int first_closed;  // descriptors from here on are closed
+	// The namespaces to join are from here on, in the order of CP_FD_NS;
+	// they and all later descriptors are closed.
+	int first_closed;
 	unsigned threads;  // at most so many, beside KVM's own
 	uint64_t max_file; // bytes: RLIMIT_FSIZE
 };
@@ -15,6 +17,9 @@ struct jail_config {
 // capabilities nor a way to get any, empty namespaces, an empty read-only root.
 // Irreversible; on an error the process is half jailed and must exit.
 int jail_enter(const struct jail_config *j, struct err *e);
+
+// Its last part: the filter of system calls (jail_filter.c).
+int jail_filter(struct err *e);
 
 // From within: fewer threads from now on.
 int jail_threads(unsigned threads, struct err *e);

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/ipc.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/ptrace.h>
@@ -125,6 +126,30 @@ static void try_names(char *store, char *sock, char *abstract)
 	escaped(can_connect(abstract, true), "connected by an abstract name");
 }
 
+// What two cells could meet by, in the namespaces that they share.
+static void try_to_meet(void)
+{
+	struct sockaddr_un a = {.sun_family = AF_UNIX, .sun_path = "\0meet"};
+	int sv[2];
+
+	escaped(socket(AF_UNIX, SOCK_DGRAM, 0) >= 0, "made a socket");
+	escaped(socketpair(AF_UNIX, SOCK_STREAM, 0, sv) == 0, "made sockets");
+	escaped(bind(CP_FD_DISK, (struct sockaddr *)&a, 8) == 0,
+		"named its socket");
+	escaped(listen(CP_FD_DISK, 1) == 0, "listens");
+	escaped(syscall(SYS_shmget, 7, 4096, IPC_CREAT | 0666) >= 0, "shmget");
+	escaped(syscall(SYS_semget, 7, 1, IPC_CREAT | 0666) >= 0, "semget");
+	escaped(syscall(SYS_msgget, 7, IPC_CREAT | 0666) >= 0, "msgget");
+	escaped(syscall(SYS_mq_open, "q", O_CREAT | O_RDWR, 0666, NULL) >= 0,
+		"mq_open");
+	escaped(syscall(SYS_keyctl, 0, -3, 1) >= 0, "has a keyring");
+	escaped(syscall(SYS_io_uring_setup, 1, mem) >= 0 || errno != ENOSYS,
+		"io_uring");
+	escaped(unshare(CLONE_NEWUSER) == 0, "made a user namespace");
+	if (syscall(SYS_clone, SIGCHLD, NULL, NULL, NULL, NULL) >= 0)
+		say("made a process");
+}
+
 static void try_rights(pid_t thawd)
 {
 	struct __user_cap_header_struct head = {_LINUX_CAPABILITY_VERSION_3, 0};
@@ -173,6 +198,7 @@ static void try_everything(char *mail, const int *fds)
 
 	try_template(fds[1]);
 	try_names(store, sock, abstract);
+	try_to_meet();
 	try_rights(atoi(pid));
 	say(report[0] ? report : "jailed");
 }
@@ -254,6 +280,11 @@ static void misbehave(char *mail, const int *fds, int uffd)
 	}
 	if (!strcmp(mail, "exit"))
 		_exit(3);
+	if (!strcmp(mail, "abi")) // socketpair of the 32-bit ABI
+		__asm__ volatile("int $0x80" ::"a"(360), "b"(1), "c"(1), "d"(0)
+				 : "memory");
+	if (!strcmp(mail, "x32"))
+		syscall(0x40000000 | SYS_getpid);
 	if (!strcmp(mail, "garbage"))
 		(void)!write(CP_FD_CTL, "garbage", 7);
 	if (!strcmp(mail, "event"))

@@ -92,6 +92,8 @@ Test(cell_jail, misbehaviour_ends_the_cell)
 	    {"outside", ENG_END_FATAL, "fault outside of its memory"},
 	    {"segv", ENG_END_CRASHED, "SIGSEGV"},
 	    {"exit", ENG_END_CRASHED, "status 3"},
+	    {"abi", ENG_END_CRASHED, "SIGSYS"},
+	    {"x32", ENG_END_CRASHED, "SIGSYS"},
 	    {"garbage", ENG_END_FATAL, "message that makes no sense"},
 	    {"event", ENG_END_FATAL, "message that makes no sense"},
 	    {"long", ENG_END_FATAL, "message too long"},

@@ -120,3 +120,24 @@ Test(cell_linger, killed_by_somebody)
 	await_end();
 	thaw_again(&img);
 }
+
+// The sockets of a dying process are at their end long before it is dead.
+Test(cell_linger, the_loop_does_not_turn_for_the_dying)
+{
+	enum { CELLS = 12, TURNS = 60 };
+	struct eng_turn_stats before, after;
+	struct pgc_id img;
+
+	if (!rig_usable())
+		cr_skip_test("needs root, /dev/kvm and /dev/userfaultfd");
+	rig_open(&rig, NULL);
+	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
+	eng_loop_turn_stats(rig.loop, &before);
+	for (int i = 0; i < CELLS; i++) {
+		rig_thaw(&rig, &vm, &img, NULL);
+		rig_kill(&vm);
+	}
+	eng_loop_turn_stats(rig.loop, &after);
+	cr_assert_lt(after.turns - before.turns, CELLS * TURNS);
+	rig_close(&rig);
+}

@@ -522,6 +522,34 @@ Test(kvm, cpuid_policy)
 	}
 }
 
+// Another process's answers are taken only as they were given.
+Test(kvm, facts_of_another_process)
+{
+	struct cpuid_table asked, told;
+	struct err e = ERR_INIT;
+	cleanup_fd int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	cleanup_fd int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	cleanup_fd int cut = memfd_create("cut", MFD_CLOEXEC), facts = -1;
+	char bytes[64];
+
+	cr_assert_eq(cpuid_policy(kvm, 2, &asked, &e), 0, "%s", e.msg);
+	cr_assert_eq(vmm_prepare(kvm, &e), 0, "%s", e.msg);
+	cr_assert_eq(vmm_facts_save(&facts, &e), 0, "%s", e.msg);
+	cr_assert_eq(pwrite(facts, "x", 1, 0), -1, "the facts can be changed");
+	cr_assert_eq(vmm_facts_load(facts, &e), 0, "%s", e.msg);
+	// It asks no KVM any more.
+	cr_assert_eq(cpuid_policy(-1, 2, &told, &e), 0, "%s", e.msg);
+	cr_assert_eq(told.nent, asked.nent);
+	cr_assert_eq(cpuid_find(&told, 0x80000001, 0)->ecx,
+		     cpuid_find(&asked, 0x80000001, 0)->ecx);
+	cr_assert_eq(vmm_facts_load(null, &e), -EBADMSG);
+	cr_assert_eq(pread(facts, bytes, sizeof(bytes), 0), sizeof(bytes));
+	cr_assert_eq(pwrite(cut, bytes, sizeof(bytes), 0), sizeof(bytes));
+	cr_assert_eq(vmm_facts_load(cut, &e), -EBADMSG);
+	// Nothing is left of what was refused.
+	cr_assert_lt(cpuid_policy(-1, 2, &told, &e), 0);
+}
+
 Test(kvm, host_probe)
 {
 	struct vmm_host_report r;

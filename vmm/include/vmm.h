@@ -102,6 +102,10 @@ int vmm_begin(struct vmm **out, int console_fd, struct err *e);
 // this process would ask it (0.3 ms on a host that is itself a guest). Once,
 // before other threads call into the room. 0 or -errno.
 int vmm_prepare(int kvm_fd, struct err *e);
+// The answers, for other processes on this host: a sealed memfd, the caller's, to
+// be read with vmm_facts_load() instead of vmm_prepare(). After vmm_prepare().
+int vmm_facts_save(int *fd, struct err *e);
+int vmm_facts_load(int fd, struct err *e); // borrows fd; -EBADMSG: not one
 
 // Makes a shell. Costs what docs/KVM.md says; nothing is executed. On error
 // *out is NULL. The first call installs handlers of SIGRTMIN+3 (kicks vCPUs) and
