@@ -46,11 +46,10 @@ static json_t *templates(struct api *a)
 			if (!b && !ready)
 				continue;
 			json_array_append_new(
-			    out,
-			    json_pack("{s:s,s:s,s:I,s:i}", "image",
-				      ims[i]->name, "version", v->version,
-				      "residentBytes", (json_int_t)b,
-				      "preparedReady", (int)ready));
+			    out, json_pack("{s:s,s:s,s:I,s:i}", "image",
+					   ims[i]->name, "version", v->version,
+					   "residentBytes", (json_int_t)b,
+					   "preparedReady", (int)ready));
 		}
 	}
 	return out;

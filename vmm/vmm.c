@@ -478,8 +478,18 @@ static void open_gate(struct vmm *vm)
 	pthread_mutex_unlock(&vm->lock);
 }
 
+// Tells the guest's soft-lockup watchdog, at its next entry, that it was stopped;
+// guests that do not use kvmclock cannot be told (-EINVAL).
+static void tell_stopped(struct vmm *vm)
+{
+	for (unsigned i = 0; i < vm->nvcpus; i++)
+		vcpu_kvmclock_ctrl(&vm->vcpu[i]);
+}
+
 void vmm_pause_in(struct vmm *vm, void (*wait)(void *ctx), void *ctx)
 {
+	tell_stopped(vm); // now: each costs a load of the vCPU
+	vm->stop_told = true;
 	pthread_mutex_lock(&vm->lock);
 	vm->pause_ctx = ctx;
 	vm->pause_in = wait;
@@ -525,10 +535,9 @@ int vmm_unpause(struct vmm *vm, struct err *e)
 		return err_set(e, -ESHUTDOWN, "the VM has ended");
 	if (vm->gate != GATE_PAUSED)
 		return err_set(e, -EINVAL, "the VM is not paused");
-	// Tells the guest's soft-lockup watchdog that it was stopped; guests
-	// that do not use kvmclock cannot be told (-EINVAL).
-	for (unsigned i = 0; i < vm->nvcpus; i++)
-		vcpu_kvmclock_ctrl(&vm->vcpu[i]);
+	if (!vm->stop_told)
+		tell_stopped(vm);
+	vm->stop_told = false;
 	open_gate(vm);
 	return 0;
 }

@@ -209,6 +209,7 @@ struct vmm {
 	_Atomic int gate;
 	void (*pause_in)(void *ctx); // vCPU 0, while paused; under lock
 	void *pause_ctx;
+	bool stop_told; // the guests' clocks know of this pause already
 	_Atomic uint64_t first_exit_ns;
 	struct vmm_event events[EVENT_RING];
 	unsigned ev_head, ev_used;

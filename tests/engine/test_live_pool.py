@@ -190,6 +190,7 @@ def test_shrink(t, pool):
 
 
 def test_fall_through(t, pool):
+    until(lambda: "following" in pool.log())
     equal(pool.stop(), 0, "SIGTERM ends thaw-pool")
     pool_set(t, 1)
     a = t.run("img", name="miss")
