@@ -3,30 +3,15 @@
 
 #include "doctor.h"
 #include "events.h"
+#include "procstate.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 
 static json_int_t mib(uint64_t bytes)
 {
 	return (json_int_t)(bytes >> 20);
-}
-
-static uint64_t available_bytes(void)
-{
-	unsigned long long kib = 0;
-	FILE *f = fopen("/proc/meminfo", "re");
-	char line[128];
-
-	while (f && fgets(line, sizeof(line), f)) {
-		if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
-			break;
-	}
-	if (f)
-		fclose(f);
-	return (uint64_t)kib << 10;
 }
 
 static json_t *templates(struct api *a)
@@ -72,7 +57,7 @@ void api_host(struct api *a, struct http_req *r)
 	    t.memory_budget ? json_integer(mib(t.memory_budget)) : json_null(),
 	    "committedMiB", mib(t.memory_committed), "freeMiB",
 	    mib(limit > t.memory_committed ? limit - t.memory_committed : 0),
-	    "availableMiB", mib(available_bytes()), "vcpus", "total",
+	    "availableMiB", mib(eng_host_memory(NULL)), "vcpus", "total",
 	    (json_int_t)t.vcpus_total, "committed",
 	    (json_int_t)t.vcpus_committed, "free",
 	    (json_int_t)(t.vcpus_total > t.vcpus_committed
@@ -119,12 +104,25 @@ static json_t *store_stats(struct api *a)
 
 	pgc_store_get_stats(a->store, &s);
 	return json_pack(
-	    "{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:b}", "pages",
+	    "{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:b}", "pages",
 	    (json_int_t)s.pages, "rawBytes", (json_int_t)s.raw_bytes,
 	    "storedBytes", (json_int_t)s.stored_bytes, "packBytes",
 	    (json_int_t)s.pack_bytes, "indexBytes", (json_int_t)s.index_bytes,
-	    "mapBytes", (json_int_t)s.map_bytes, "packs", (json_int_t)s.packs,
+	    "mapBytes", (json_int_t)s.map_bytes, "worksetBytes",
+	    (json_int_t)s.workset_bytes, "packs", (json_int_t)s.packs,
 	    "snapshots", (json_int_t)s.snapshots, "ioUring", s.uring);
+}
+
+static json_t *template_stats(struct api *a)
+{
+	struct eng_template_stats s;
+
+	eng_template_get_stats(a->cells, &s);
+	return json_pack("{s:I,s:I,s:I,s:I}", "residentBytes",
+			 (json_int_t)s.resident, "budgetBytes",
+			 (json_int_t)s.budget, "evictedBytes",
+			 (json_int_t)s.evicted, "evictedImages",
+			 (json_int_t)s.evicted_images);
 }
 
 void api_stats(struct api *a, struct http_req *r)
@@ -132,13 +130,14 @@ void api_stats(struct api *a, struct http_req *r)
 	uint64_t up = util_now_ns() - a->started_ns;
 
 	http_reply(r, 200,
-		   json_pack("{s:f,s:I,s:I,s:I,s:o,s:o,s:o}", "uptimeSeconds",
+		   json_pack("{s:f,s:I,s:I,s:I,s:o,s:o,s:o,s:o}", "uptimeSeconds",
 			     (double)(up / 1000000) / 1e3, "requests",
 			     (json_int_t)a->requests, "errors",
 			     (json_int_t)a->errors, "eventFollowers",
 			     (json_int_t)eng_events_followers(a->events),
 			     "loop", loop_stats(a), "registry",
-			     registry_stats(a), "store", store_stats(a)));
+			     registry_stats(a), "store", store_stats(a),
+			     "templates", template_stats(a)));
 }
 
 void api_version(struct api *a, struct http_req *r)

@@ -10,7 +10,6 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -19,6 +18,7 @@
 #include <unistd.h>
 
 #include "capcopy.h"
+#include "procstate.h"
 
 #ifndef MADV_POPULATE_WRITE // Linux 5.14
 #define MADV_POPULATE_WRITE 23
@@ -67,21 +67,6 @@ static uint64_t take(uint64_t want)
 	return got;
 }
 
-static uint64_t memory_available(void)
-{
-	FILE *f = fopen("/proc/meminfo", "re");
-	unsigned long long kib = 0;
-	char line[128];
-
-	while (f && fgets(line, sizeof(line), f)) {
-		if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
-			break;
-	}
-	if (f)
-		fclose(f);
-	return (uint64_t)kib << 10;
-}
-
 // --- the arena --------------------------------------------------------------
 
 static int make_arena(struct capcopy *c, size_t bytes)
@@ -120,7 +105,7 @@ void capcopy_prepare(struct capcopy *c, uint64_t bytes, bool touch)
 
 	if (bytes <= c->bytes)
 		return;
-	want = MIN(want, memory_available() / 4);
+	want = MIN(want, eng_host_memory(NULL) / 4);
 	drop_arena(c);
 	c->taken = take(want);
 	if (c->taken < ARENA_MIN || make_arena(c, c->taken))

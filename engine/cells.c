@@ -598,6 +598,7 @@ static void store_ready(void *ctx, unsigned what)
 {
 	(void)what;
 	faults_drain(ctx);
+	evict_check(ctx);
 }
 
 // Without the keeper, thawd's own death could close a userfaultfd under a
@@ -643,7 +644,8 @@ static int cells_setup(struct eng_cells *c, struct err *e)
 	c->refill = eng_timer_create(c->loop, shells_refill, c, "shells");
 	if (!c->slots || !c->store_watch || !c->keeper_watch || !c->refill)
 		return err_set(e, -ENOMEM, "no memory for the cells");
-	return blanks_want(c, e);
+	rc = evict_create(c, e);
+	return rc ? rc : blanks_want(c, e);
 }
 
 static void cells_free(struct eng_cells *c)
@@ -658,6 +660,7 @@ static void cells_free(struct eng_cells *c)
 	eng_watch_destroy(c->store_watch);
 	eng_watch_destroy(c->keeper_watch);
 	eng_timer_destroy(c->refill);
+	evict_destroy(c);
 	fd_close(&c->cell_fd);
 	fd_close(&c->null_fd);
 	fd_close(&c->host_fd);

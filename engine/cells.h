@@ -19,6 +19,7 @@ struct eng_cells_config {
 	unsigned shells;       // prepared shells kept per class in use
 	unsigned max_cells;
 	unsigned blanks; // prepared cells of no class, for any
+	uint64_t template_budget; // bytes; 0: half of the host's memory
 };
 
 int eng_cells_create(struct eng_cells **out, struct eng_loop *l,
@@ -152,5 +153,11 @@ size_t eng_cell_recorded(const struct eng_cell *cell, const uint32_t **pgnos);
 // Templates in memory, for /thaw/v1/host; forgets those nobody uses.
 uint64_t eng_template_bytes(const struct eng_cells *c, const struct pgc_id *id);
 void eng_template_drop(struct eng_cells *c, const struct pgc_id *id);
+struct eng_template_stats {
+	uint64_t resident, budget, evicted; // bytes
+	uint64_t evicted_images;	    // that went in whole
+};
+void eng_template_get_stats(const struct eng_cells *c,
+			    struct eng_template_stats *out);
 
 #endif

@@ -45,6 +45,7 @@ struct eng_cells {
 	struct cell_class *blank; // that of blanks, or NULL: none are kept
 	struct prepared_set *prepared; // cell_prepare.c's
 	struct eng_snap *snaps;
+	struct evict *evict; // evict.c's
 	uint8_t *slots; // in use, one byte each; cfg.max_cells of them
 	uint64_t next_id, next_template_id;
 	unsigned nprocs, ncells, spawn_failures;
@@ -251,6 +252,14 @@ void faults_drain(struct eng_cells *c); // the store has completions
 void learn_fault(struct eng_cell *cell, uint32_t cluster);
 void learn_ending(struct eng_cell *cell); // its process lives still
 void learn_free(struct learn *l);	  // NULL is fine
+
+// --- evict.c ----------------------------------------------------------------
+
+int evict_create(struct eng_cells *c, struct err *e);
+void evict_destroy(struct eng_cells *c);
+void evict_check(struct eng_cells *c); // templates may have grown
+// What templates that hold `have` bytes may hold, by the host's memory alone.
+uint64_t evict_pressed(uint64_t total, uint64_t available, uint64_t have);
 
 // --- lay.c ------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ const char eng_usage[] =
     "  --socket PATH          API socket (/run/thaw/thaw.sock)\n"
     "  --socket-group GROUP   members may use the socket too (mode 0660)\n"
     "  --memory-budget SIZE   guest memory promised at most, as 8G (no limit)\n"
+    "  --template-budget SIZE memory for images' pages (half of the host's)\n"
     "  --kernel PATH          guest kernel, a vmlinux or bzImage\n"
     "  --initrd PATH          initramfs with thaw-agent for it\n"
     "  --shells N             prepared virtual machines kept ready (2)\n"
@@ -30,6 +31,7 @@ enum {
 	OPT_SOCKET,
 	OPT_GROUP,
 	OPT_BUDGET,
+	OPT_TEMPLATES,
 	OPT_KERNEL,
 	OPT_INITRD,
 	OPT_SHELLS,
@@ -45,11 +47,14 @@ enum {
 	OPT_HELP,
 };
 
+enum { MIN_TEMPLATES = 16 << 20 };
+
 static const struct option options[] = {
     {"state", required_argument, NULL, OPT_STATE},
     {"socket", required_argument, NULL, OPT_SOCKET},
     {"socket-group", required_argument, NULL, OPT_GROUP},
     {"memory-budget", required_argument, NULL, OPT_BUDGET},
+    {"template-budget", required_argument, NULL, OPT_TEMPLATES},
     {"kernel", required_argument, NULL, OPT_KERNEL},
     {"initrd", required_argument, NULL, OPT_INITRD},
     {"shells", required_argument, NULL, OPT_SHELLS},
@@ -165,6 +170,14 @@ static int set_option(struct eng_config *c, int opt, const char *v,
 			return err_set(e, -EINVAL,
 				       "--memory-budget takes a size such as "
 				       "8G, not \"%.40s\"",
+				       v);
+		return 0;
+	case OPT_TEMPLATES:
+		if (util_parse_size(v, &c->template_budget) ||
+		    c->template_budget < MIN_TEMPLATES)
+			return err_set(e, -EINVAL,
+				       "--template-budget takes a size such "
+				       "as 8G, at least 16M, not \"%.40s\"",
 				       v);
 		return 0;
 	case OPT_KERNEL:

@@ -13,6 +13,7 @@ struct eng_config {
 	bool has_group;
 	gid_t group;
 	uint64_t memory_budget; // bytes; 0: no limit
+	uint64_t template_budget; // bytes; 0: the default
 	unsigned shells, blanks, jobs, max_cells;
 	uint32_t uid_base;
 	enum log_level log_level;

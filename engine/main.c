@@ -195,6 +195,7 @@ static int make_cells(struct thawd *d, struct err *e)
 	    .shells = d->cfg.shells,
 	    .blanks = d->cfg.blanks,
 	    .max_cells = d->cfg.max_cells,
+	    .template_budget = d->cfg.template_budget,
 	};
 
 	c.kvm_fd = d->kvm_fd = open_device("/dev/kvm", 0);

@@ -67,3 +67,21 @@ pid_t eng_pidfd_pid(int pidfd)
 	pid = at ? strtol(at + 5, NULL, 10) : 0;
 	return pid > 0 ? (pid_t)pid : -ESRCH;
 }
+
+uint64_t eng_host_memory(uint64_t *total)
+{
+	unsigned long long kib, available = 0;
+	cleanup_free char *buf = malloc(4096);
+	const char *at;
+
+	if (total)
+		*total = 0;
+	if (!buf || read_file("/proc/meminfo", buf, 4096))
+		return 0;
+	at = strstr(buf, "MemAvailable:");
+	if (at && sscanf(at, "MemAvailable: %llu kB", &kib) == 1)
+		available = kib;
+	if (total && sscanf(buf, "MemTotal: %llu kB", &kib) == 1)
+		*total = (uint64_t)kib << 10;
+	return (uint64_t)available << 10;
+}

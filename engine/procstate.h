@@ -1,4 +1,5 @@
-// What the kernel says of a process that is on its way out.
+// What the kernel says in /proc: of a process that is on its way out, and of the
+// host's memory.
 #ifndef THAW_ENG_PROCSTATE_H
 #define THAW_ENG_PROCSTATE_H
 
@@ -12,5 +13,9 @@ bool eng_pid_exiting(pid_t pid);
 // The process of a pidfd as this namespace numbers it, or -errno (-ESRCH: it was
 // reaped).
 pid_t eng_pidfd_pid(int pidfd);
+
+// Bytes that could be had without swapping (MemAvailable), and all there are
+// (`total` may be NULL). 0 when that is not known.
+uint64_t eng_host_memory(uint64_t *total);
 
 #endif

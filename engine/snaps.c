@@ -253,6 +253,8 @@ struct eng_snap *eng_snap_get(struct eng_cells *c, const struct pgc_id *id,
 		if (sn->state == SNAP_LOADING && wait_for(sn, cb, ctx, e))
 			return NULL;
 		sn->refs++;
+		sn->evicted = false;
+		sn->used_ns = util_now_ns();
 		return sn;
 	}
 	sn = calloc(1, sizeof(*sn));
@@ -264,6 +266,7 @@ struct eng_snap *eng_snap_get(struct eng_cells *c, const struct pgc_id *id,
 		return NULL;
 	}
 	sn->c = c;
+	sn->used_ns = util_now_ns();
 	sn->state_fd = -1;
 	sn->refs = 2; // the caller's, and the job's
 	sn->next = c->snaps;
@@ -276,14 +279,25 @@ struct eng_snap *eng_snap_get(struct eng_cells *c, const struct pgc_id *id,
 
 static bool worth_keeping(const struct eng_snap *sn)
 {
-	return !sn->drop && sn->state == SNAP_READY &&
+	return !sn->drop && !sn->evicted && sn->state == SNAP_READY &&
 	       (sn->tmpl[PGC_MEM] || sn->tmpl[PGC_DISK]);
 }
 
 void eng_snap_put(struct eng_snap *sn)
 {
-	if (sn && --sn->refs == 0 && !worth_keeping(sn))
+	if (!sn)
+		return;
+	sn->used_ns = util_now_ns();
+	if (--sn->refs == 0 && !worth_keeping(sn))
 		snap_free(sn);
+}
+
+void eng_snap_evict(struct eng_snap *sn)
+{
+	sn->refs++; // prepared cells have theirs
+	prepared_forget(sn->c, sn);
+	sn->evicted = true;
+	eng_snap_put(sn);
 }
 
 void eng_snap_forget_all(struct eng_cells *c)

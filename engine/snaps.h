@@ -19,6 +19,8 @@ struct eng_snap {
 	enum snap_state state;
 	unsigned refs;
 	bool drop;	// forget with the last reference
+	bool evicted;	// so too, unless somebody asks for it before that
+	uint64_t used_ns; // when it was asked for or let go last
 	struct err err; // when FAILED
 	struct pgc_snap *sn;
 	int state_fd; // sealed memfd, or -1: no state (a disk)
@@ -40,6 +42,8 @@ struct eng_snap {
 struct eng_snap *eng_snap_get(struct eng_cells *c, const struct pgc_id *id,
 			      void (*cb)(void *ctx), void *ctx, struct err *e);
 void eng_snap_put(struct eng_snap *sn); // NULL is fine
+// Forgets one that no cell uses, as soon as its prepared cells are gone.
+void eng_snap_evict(struct eng_snap *sn);
 
 // The template of a stream, opened (and known to the keeper) when first asked
 // for; then its working set is prefetched if `prefetch`. READY snapshots only.

@@ -562,6 +562,13 @@ uint64_t eng_template_bytes(const struct eng_cells *c, const struct pgc_id *id)
 	return 0;
 }
 
+void eng_template_get_stats(const struct eng_cells *c,
+			    struct eng_template_stats *out)
+{
+	(void)c;
+	*out = (struct eng_template_stats){.budget = 1};
+}
+
 void eng_template_drop(struct eng_cells *c, const struct pgc_id *id)
 {
 	(void)c;
