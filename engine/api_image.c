@@ -343,6 +343,7 @@ void api_update_version(struct api *a, struct http_req *r)
 				   active ? "ACTIVE" : "INACTIVE"));
 	eng_reg_commit(t);
 	eng_pool_trim(a->vms, im->name);
+	eng_images_retire(a->images, im);
 	api_answer(a, r, 200, version_shape(im, v));
 }
 

@@ -153,6 +153,8 @@ size_t eng_cell_recorded(const struct eng_cell *cell, const uint32_t **pgnos);
 // Templates in memory, for /thaw/v1/host; forgets those nobody uses.
 uint64_t eng_template_bytes(const struct eng_cells *c, const struct pgc_id *id);
 void eng_template_drop(struct eng_cells *c, const struct pgc_id *id);
+// Gives a template back once no cell uses it, unless somebody asks for it first.
+void eng_template_release(struct eng_cells *c, const struct pgc_id *id);
 struct eng_template_stats {
 	uint64_t resident, budget, evicted; // bytes
 	uint64_t evicted_images;	    // that went in whole

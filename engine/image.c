@@ -375,6 +375,7 @@ static void add_version(struct image_build *b,
 	// The newest image is the likeliest to be run next.
 	eng_cells_want(b->ims->env.cells, v->mem_mib, v->vcpus);
 	eng_pool_trim(b->ims->vms, im->name);
+	eng_images_retire(b->ims, im);
 	log_info("image %s version %s: built in %llu ms", im->name, v->version,
 		 (unsigned long long)res->total_ms);
 	eng_reg_after(reg, eng_reg_commit(t), build_durable, b);
@@ -516,12 +517,19 @@ void eng_image_build_abandon(struct image_build *b)
 		eng_build_cancel(b->build);
 }
 
+void eng_images_retire(struct eng_images *ims, const struct reg_image *im)
+{
+	eng_image_retire(&ims->env, ims->reg, im);
+}
+
 // --- life --------------------------------------------------------------------
 
 int eng_images_create(struct eng_images **out, const struct eng_build_env *env,
 		      struct eng_vms *vms, struct eng_reg *reg, struct err *e)
 {
 	struct eng_images *ims = calloc(1, sizeof(*ims));
+	struct reg_image *const *all;
+	size_t n;
 
 	if (!ims)
 		return err_set(e, -ENOMEM, "make the image table");
@@ -529,6 +537,9 @@ int eng_images_create(struct eng_images **out, const struct eng_build_env *env,
 	ims->vms = vms;
 	ims->reg = reg;
 	*out = ims;
+	all = eng_reg_images(reg, &n);
+	for (size_t i = 0; i < n; i++)
+		eng_images_retire(ims, all[i]);
 	return 0;
 }
 

@@ -25,6 +25,12 @@ int eng_image_pick(const struct reg_image *im, const char *version,
 const struct reg_version *eng_image_latest(const struct reg_image *im,
 					   bool active);
 
+// Versions that were superseded and that no microVM refers to lose their
+// templates and working sets.
+void eng_image_retire(const struct eng_build_env *env, struct eng_reg *reg,
+		      const struct reg_image *im);
+void eng_images_retire(struct eng_images *ims, const struct reg_image *im);
+
 // -EBUSY while a microVM of it is not TERMINATED, or it is being built.
 // `version` NULL: the whole image, with its pool. *seq: the transaction that
 // reports it. -EINPROGRESS: parked microVMs end first; again when *ending has.

@@ -323,6 +323,14 @@ uint64_t eng_template_bytes(const struct eng_cells *c, const struct pgc_id *id)
 	return bytes;
 }
 
+void eng_template_release(struct eng_cells *c, const struct pgc_id *id)
+{
+	struct eng_snap *sn = eng_snap_find(c, id);
+
+	if (sn)
+		eng_snap_evict(sn);
+}
+
 void eng_template_drop(struct eng_cells *c, const struct pgc_id *id)
 {
 	struct eng_snap *sn = eng_snap_find(c, id);

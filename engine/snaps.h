@@ -42,7 +42,7 @@ struct eng_snap {
 struct eng_snap *eng_snap_get(struct eng_cells *c, const struct pgc_id *id,
 			      void (*cb)(void *ctx), void *ctx, struct err *e);
 void eng_snap_put(struct eng_snap *sn); // NULL is fine
-// Forgets one that no cell uses, as soon as its prepared cells are gone.
+// Ends its prepared cells, and forgets it as soon as no cell uses it.
 void eng_snap_evict(struct eng_snap *sn);
 
 // The template of a stream, opened (and known to the keeper) when first asked

@@ -250,9 +250,23 @@ int pgc_store_list(struct pgc_store *s,
 
 // The name goes at once, durably; the file stays until collection finds that no
 // other map builds on it.
+// Not made durable: after a power cut one may be there again.
+static int unlink_worksets(struct pgc_store *s, const struct pgc_id *id)
+{
+	char path[64];
+	int rc = 0;
+
+	for (int st = 0; st < PGC_NUM_STREAMS; st++) {
+		ws_path(path, sizeof(path), id, (enum pgc_stream)st);
+		if (unlinkat(s->dirfd, path, 0) && errno != ENOENT)
+			rc = -errno;
+	}
+	return rc;
+}
+
 int pgc_snap_remove(struct pgc_store *s, const struct pgc_id *id, struct err *e)
 {
-	char from[64], to[64], ws[64];
+	char from[64], to[64];
 	uint8_t uid[16];
 	uint8_t *buf;
 	size_t len;
@@ -279,10 +293,21 @@ int pgc_snap_remove(struct pgc_store *s, const struct pgc_id *id, struct err *e)
 		if (rc) // not known to be durable: it stays, for another try
 			(void)renameat(s->dirfd, to, s->dirfd, from);
 	}
-	for (int st = 0; st < PGC_NUM_STREAMS && !rc; st++) {
-		ws_path(ws, sizeof(ws), id, (enum pgc_stream)st);
-		unlinkat(s->dirfd, ws, 0);
-	}
+	if (!rc)
+		(void)unlink_worksets(s, id);
 	must_unlock(&s->names_lock);
 	return rc;
+}
+
+int pgc_snap_drop_worksets(struct pgc_store *s, const struct pgc_id *id,
+			   struct err *e)
+{
+	int rc;
+
+	must_lock(&s->names_lock);
+	rc = unlink_worksets(s, id);
+	must_unlock(&s->names_lock);
+	return rc ? err_set(e, rc, "cannot remove a working set: %s",
+			    strerror(-rc))
+		  : 0;
 }

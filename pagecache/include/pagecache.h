@@ -120,6 +120,10 @@ const void *pgc_snap_blob(const struct pgc_snap *sn, const char *name,
 int pgc_snap_set_workset(struct pgc_store *s, const struct pgc_id *id,
 			 enum pgc_stream st, const uint32_t *pgnos, size_t n,
 			 struct err *e);
+// Removes the working sets' files of a snapshot: second copies, which a thaw of it
+// makes anew. Handles that are open keep them. Any thread.
+int pgc_snap_drop_worksets(struct pgc_store *s, const struct pgc_id *id,
+			   struct err *e);
 // As it was recorded, but in whole clusters: in order of the first mention of
 // each, and within one by page number.
 size_t pgc_snap_workset(const struct pgc_snap *sn, enum pgc_stream st,

@@ -562,6 +562,12 @@ uint64_t eng_template_bytes(const struct eng_cells *c, const struct pgc_id *id)
 	return 0;
 }
 
+void eng_template_release(struct eng_cells *c, const struct pgc_id *id)
+{
+	(void)c;
+	(void)id;
+}
+
 void eng_template_get_stats(const struct eng_cells *c,
 			    struct eng_template_stats *out)
 {

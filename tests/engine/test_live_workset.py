@@ -113,6 +113,62 @@ def test_a_damaged_working_set_costs_no_byte(t):
     t.end(vm)
 
 
+def worksets(t, want=None, timeout=10):
+    """The files of the working sets, once `want` says yes."""
+    snaps = os.path.join(t.state, "store", "snaps")
+    end = time.time() + timeout
+    while True:
+        got = {n for n in os.listdir(snaps) if n.endswith(".ws")}
+        if not want or want(got) or time.time() > end:
+            return got
+        time.sleep(0.05)
+
+
+def templates(t):
+    return [i["version"] for i in t.get("/thaw/v1/host").json["templates"]]
+
+
+def version(t, seed):
+    got = t.build(name="img", kernel=ELF, memoryMiB=64,
+                  cmdline=f"fill {seed} 16M 8M", readyTimeoutSeconds=30)
+    check("image" in got, f"a version with seed {seed}", got)
+
+
+def test_superseded_versions_lose_theirs(t):
+    first = worksets(t)
+    equal(len(first), 1, "one version, one working set")
+    version(t, 6)
+    second = worksets(t, lambda ws: len(ws) == 1 and ws != first)
+    check(len(second) == 1 and second != first,
+          "a second version's takes the place of the first's", second)
+    end = time.time() + 10
+    while "1.0" in templates(t) and time.time() < end:
+        time.sleep(0.05)
+    check("1.0" not in templates(t), "its template goes, too", templates(t))
+    vm = t.run("img", imageVersion="1.0").json["microvmId"]
+    equal(ask(t, vm, "check 5 16M 8M", "GOOD|BAD"), f"GOOD {PAGES}",
+          "the first version still thaws, every byte of it")
+    equal(worksets(t, lambda ws: len(ws) == 2), first | second,
+          "and its working set is learned anew")
+    version(t, 7)
+    third = worksets(t, lambda ws: len(ws) == 2 and not ws & second)
+    check(len(third) == 2 and third > first,
+          "it stays while a microVM is of that version, the second's goes", third)
+    names = templates(t)
+    check("2.0" not in names and "1.0" in names,
+          "and so do their templates", names)
+    t.end(vm)
+    t.restart()
+    check(len(worksets(t, lambda ws: len(ws) == 1)) == 1 and
+          not worksets(t) & first, "at the next start it goes as well",
+          worksets(t))
+    for v, seed in (("1.0", 5), ("2.0", 6), ("3.0", 7)):
+        vm = t.run("img", imageVersion=v).json["microvmId"]
+        equal(ask(t, vm, f"check {seed} 16M 8M", "GOOD|BAD"), f"GOOD {PAGES}",
+              f"every byte of {v} is right")
+        t.end(vm)
+
+
 if __name__ == "__main__":
     if not os.access("/dev/kvm", os.R_OK | os.W_OK) or os.geteuid():
         diag("no /dev/kvm, or not root")
@@ -121,7 +177,8 @@ if __name__ == "__main__":
     try:
         rc = main([test_learned_from_real_thaws,
                    test_write_set_is_laid_with_the_right_bytes,
-                   test_a_damaged_working_set_costs_no_byte], rig)
+                   test_a_damaged_working_set_costs_no_byte,
+                   test_superseded_versions_lose_theirs], rig)
     finally:
         rig.remove()
     sys.exit(rc)

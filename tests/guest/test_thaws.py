@@ -44,10 +44,12 @@ def dot(image, n):
 
 
 def clone(how, image, n):
+    begun = time.time()
     try:
         how(image, n)
     except Exception as e:
-        bad.append((image, n, str(e)[-600:]))
+        bad.append((image, n, f"after {time.time() - begun:.1f} s",
+                    str(e)[-600:], site.thawd.log()[-1500:]))
 
 
 def clones(how, image, count, what):
