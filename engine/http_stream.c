@@ -216,6 +216,7 @@ struct http_stream *http_stream_take(struct http_req *r,
 				     const struct http_stream_ops *ops,
 				     void *ctx)
 {
+	static const struct timeval never = {.tv_sec = 10L * 365 * 24 * 3600};
 	struct http_server *s = r->srv;
 	struct evhttp_connection *conn = evhttp_request_get_connection(r->ev);
 	struct http_stream *st;
@@ -243,7 +244,9 @@ struct http_stream *http_stream_take(struct http_req *r,
 		st->next->link = &st->next;
 	s->streams = st;
 	bufferevent_setcb(st->bev, on_read, on_write, on_event, st);
-	bufferevent_set_timeouts(st->bev, NULL, NULL);
+	// Not NULL: an event that is not pending now would keep the old timeout,
+	// and take it up again at its next run (libevent 2.1).
+	bufferevent_set_timeouts(st->bev, &never, &never);
 	// Bounds what a peer can make us hold; an upgrade's first bytes stay
 	// in the input buffer until the relay begins.
 	bufferevent_setwatermark(st->bev, EV_READ, 0, RELAY_LOW);

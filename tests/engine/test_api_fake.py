@@ -1076,6 +1076,10 @@ def test_agent(t):
             back += b
         check(back == data, f"{word}: 3 MB through a forward and back",
               len(back))
+        if not cold:
+            time.sleep(31)  # more than a silent HTTP connection has
+            s.sendall(b"later")
+            equal(s.recv(5), b"later", "a forward may be silent for long")
         s.close()
         t.end(i)
     i = t.run("app").json["microvmId"]
