@@ -96,6 +96,17 @@ static inline void fill_page(uint8_t *p, enum pattern k, uint64_t seed)
 	}
 }
 
+// `n` different pages of one kind; no two salts have a page in common.
+static inline uint8_t *many(enum pattern k, uint64_t n, uint64_t salt)
+{
+	uint8_t *p = malloc(n * PGC_PAGE);
+
+	cr_assert(p);
+	for (uint64_t i = 0; i < n; i++)
+		fill_page(p + i * PGC_PAGE, k, i + salt * 77777 + 1);
+	return p;
+}
+
 // The page of a mixed stream: kinds alternate, every seventh repeats page 3's.
 static inline void mixed_page(uint8_t *p, uint64_t pgno, uint64_t salt)
 {
@@ -153,6 +164,16 @@ static inline void expect_pages(struct pgc_snap *sn, enum pgc_stream st,
 		    !memcmp(got + i * PGC_PAGE, pages + i * PGC_PAGE, PGC_PAGE),
 		    "page %llu differs", (unsigned long long)i);
 	free(got);
+}
+
+// The snapshot's memory begins with these pages.
+static inline void expect_memory(struct pgc_store *s, const struct pgc_id *id,
+				 const uint8_t *pages, uint64_t n)
+{
+	struct pgc_snap *sn = open_snap(s, id);
+
+	expect_pages(sn, PGC_MEM, pages, n);
+	pgc_snap_unref(sn);
 }
 
 static inline void count_bad(void *ctx, const char *what)

@@ -9,7 +9,6 @@ static void collide(uint64_t mask)
 	struct pgc_store *s = open_store(dir);
 	struct pgc_id a = id_of(1), c = id_of(2);
 	uint8_t *p = mixed(N, 0), *q = mixed(N, 1);
-	struct pgc_snap *sn;
 	uint64_t freed;
 
 	pgc_test_hooks.hash_mask = mask;
@@ -17,18 +16,12 @@ static void collide(uint64_t mask)
 	publish(s, &c, &a, q, N, true); // every page against the parent's too
 	pgc_store_close(s);
 	s = open_store(dir);
-	sn = open_snap(s, &a);
-	expect_pages(sn, PGC_MEM, p, N);
-	pgc_snap_unref(sn);
-	sn = open_snap(s, &c);
-	expect_pages(sn, PGC_MEM, q, N);
-	pgc_snap_unref(sn);
+	expect_memory(s, &a, p, N);
+	expect_memory(s, &c, q, N);
 	cr_assert_eq(fsck_faults(s), 0);
 	ok(pgc_snap_remove(s, &a, e));
 	ok(pgc_gc(s, &freed, e));
-	sn = open_snap(s, &c);
-	expect_pages(sn, PGC_MEM, q, N);
-	pgc_snap_unref(sn);
+	expect_memory(s, &c, q, N);
 	pgc_store_close(s);
 	rm_tree(dir);
 	free(p);

@@ -6,15 +6,6 @@
 
 enum { N = 600 };
 
-static uint8_t *texts(uint64_t n, uint64_t salt)
-{
-	uint8_t *p = malloc(n * PGC_PAGE);
-
-	for (uint64_t i = 0; i < n; i++)
-		fill_page(p + i * PGC_PAGE, RANDOM, i + salt * 77777 + 1);
-	return p;
-}
-
 Test(gc, an_empty_store_and_one_without_garbage)
 {
 	char *dir = tmp_store();
@@ -22,7 +13,6 @@ Test(gc, an_empty_store_and_one_without_garbage)
 	struct pgc_id a = id_of(1);
 	uint8_t *p = mixed(N, 0);
 	uint64_t freed = 1;
-	struct pgc_snap *sn;
 
 	ok(pgc_gc(s, &freed, e));
 	cr_assert_eq(freed, 0);
@@ -30,9 +20,7 @@ Test(gc, an_empty_store_and_one_without_garbage)
 	ok(pgc_gc(s, &freed, e));
 	cr_assert_eq(freed, 0);
 	ok(pgc_gc(s, NULL, e));
-	sn = open_snap(s, &a);
-	expect_pages(sn, PGC_MEM, p, N);
-	pgc_snap_unref(sn);
+	expect_memory(s, &a, p, N);
 	pgc_store_close(s);
 	rm_tree(dir);
 	free(p);
@@ -77,7 +65,7 @@ Test(gc, mostly_dead_packs_are_rewritten)
 	char *dir = tmp_store();
 	struct pgc_store *s = open_store(dir);
 	struct pgc_id a = id_of(1), c = id_of(2), d = id_of(3);
-	uint8_t *p = texts(N, 0), *q = calloc(N, PGC_PAGE);
+	uint8_t *p = many(RANDOM, N, 0), *q = calloc(N, PGC_PAGE);
 	struct pgc_store_stats one, two;
 	uint64_t freed;
 	struct pgc_snap *sn;
@@ -108,9 +96,7 @@ Test(gc, mostly_dead_packs_are_rewritten)
 	cr_assert_eq(fsck_faults(s), 0);
 	pgc_store_close(s);
 	s = open_store(dir);
-	sn = open_snap(s, &d);
-	expect_pages(sn, PGC_MEM, q, N);
-	pgc_snap_unref(sn);
+	expect_memory(s, &d, q, N);
 	ok(pgc_gc(s, &freed, e));
 	cr_assert_eq(freed, 0);
 	pgc_store_close(s);
@@ -124,7 +110,7 @@ Test(gc, open_snapshots_keep_their_packs_where_they_are)
 	char *dir = tmp_store();
 	struct pgc_store *s = open_store(dir);
 	struct pgc_id a = id_of(1), c = id_of(2);
-	uint8_t *p = texts(N, 0), *q = calloc(N, PGC_PAGE);
+	uint8_t *p = many(RANDOM, N, 0), *q = calloc(N, PGC_PAGE);
 	struct pgc_store_stats st;
 	uint64_t freed;
 	struct pgc_snap *sn;
@@ -142,9 +128,7 @@ Test(gc, open_snapshots_keep_their_packs_where_they_are)
 	ok(pgc_gc(s, &freed, e));
 	pgc_store_get_stats(s, &st);
 	cr_assert_eq(st.pages, 1);
-	sn = open_snap(s, &c);
-	expect_pages(sn, PGC_MEM, q, N);
-	pgc_snap_unref(sn);
+	expect_memory(s, &c, q, N);
 	pgc_store_close(s);
 	rm_tree(dir);
 	free(p);
@@ -225,7 +209,7 @@ static void while_collecting(int what)
 	static const uint64_t left[] = {N, 5, 1, 0};
 	char *dir = tmp_store();
 	struct pgc_store *s = open_store(dir);
-	uint8_t *p = texts(N, 0);
+	uint8_t *p = many(RANDOM, N, 0);
 	struct meanwhile m = {s, p, what};
 	struct pgc_id a = id_of(1), keep = id_of(8), id = id_of(9);
 	struct pgc_store_stats st;

@@ -14,15 +14,12 @@ static void expect_dedup(const char *dir, const uint8_t *p, unsigned id)
 	struct pgc_store *s = open_store(dir);
 	struct pgc_store_stats one, two;
 	struct pgc_id a = id_of(1), c = id_of(id);
-	struct pgc_snap *sn;
 
 	pgc_store_get_stats(s, &one);
 	publish(s, &c, NULL, p, N, true);
 	pgc_store_get_stats(s, &two);
 	cr_assert_eq(one.pages, two.pages);
-	sn = open_snap(s, &a);
-	expect_pages(sn, PGC_MEM, p, N);
-	pgc_snap_unref(sn);
+	expect_memory(s, &a, p, N);
 	cr_assert_eq(fsck_faults(s), 0);
 	pgc_store_close(s);
 }
@@ -103,7 +100,6 @@ Test(index, wrong_answers_are_harmless)
 	char *dir = store_with_index(&p), path[PATH_MAX];
 	struct pgc_id a = id_of(1), c = id_of(2);
 	struct pgc_store *s;
-	struct pgc_snap *sn;
 	uint64_t count, at;
 	size_t len;
 
@@ -123,12 +119,8 @@ Test(index, wrong_answers_are_harmless)
 	spew(path, f, len);
 	s = open_store(dir);
 	publish(s, &c, NULL, p, N, true);
-	sn = open_snap(s, &c);
-	expect_pages(sn, PGC_MEM, p, N);
-	pgc_snap_unref(sn);
-	sn = open_snap(s, &a);
-	expect_pages(sn, PGC_MEM, p, N);
-	pgc_snap_unref(sn);
+	expect_memory(s, &c, p, N);
+	expect_memory(s, &a, p, N);
 	pgc_store_close(s);
 	rm_tree(dir);
 	free(p);
@@ -141,7 +133,6 @@ Test(index, stale_after_packs_came_and_went)
 	char *dir = store_with_index(&p), path[PATH_MAX];
 	struct pgc_id a = id_of(1), c = id_of(2);
 	struct pgc_store *s;
-	struct pgc_snap *sn;
 	uint64_t freed;
 	size_t len;
 
@@ -155,13 +146,9 @@ Test(index, stale_after_packs_came_and_went)
 	pgc_store_close(s);
 	spew(path, old, len); // names a pack that is gone, lacks one that came
 	s = open_store(dir);
-	sn = open_snap(s, &c);
-	expect_pages(sn, PGC_MEM, q, N);
-	pgc_snap_unref(sn);
+	expect_memory(s, &c, q, N);
 	publish(s, &a, NULL, p, N, true); // nothing of it may be found
-	sn = open_snap(s, &a);
-	expect_pages(sn, PGC_MEM, p, N);
-	pgc_snap_unref(sn);
+	expect_memory(s, &a, p, N);
 	pgc_store_close(s);
 	expect_dedup(dir, p, 3);
 	rm_tree(dir);
@@ -227,7 +214,6 @@ Test(index, catching_up_passes_damaged_packs)
 	struct pgc_store *s = open_store(dir);
 	struct pgc_id a = id_of(1), c = id_of(2);
 	uint8_t *p = mixed(N, 0), *q = mixed(N, 4), *f;
-	struct pgc_snap *sn;
 	size_t len;
 
 	publish(s, &a, NULL, p, N, false);
@@ -238,9 +224,7 @@ Test(index, catching_up_passes_damaged_packs)
 	f[PACK_HEADER + 3] ^= 4;
 	spew(path, f, len);
 	s = open_store(dir);
-	sn = open_snap(s, &c);
-	expect_pages(sn, PGC_MEM, q, N);
-	pgc_snap_unref(sn);
+	expect_memory(s, &c, q, N);
 	cr_assert_gt(fsck_faults(s), 0);
 	pgc_store_close(s);
 	rm_tree(dir);

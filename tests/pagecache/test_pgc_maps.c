@@ -15,21 +15,12 @@ static void expect_run(struct pgc_snap *sn, enum pgc_stream st, uint64_t pgno,
 		  (int)r.kind);
 }
 
-static uint8_t *texts(uint64_t n, uint64_t salt)
-{
-	uint8_t *p = malloc(n * PGC_PAGE);
-
-	for (uint64_t i = 0; i < n; i++)
-		fill_page(p + i * PGC_PAGE, TEXT, i + salt * 77777 + 1);
-	return p;
-}
-
 Test(maps, runs_without_a_parent)
 {
 	char *dir = tmp_store();
 	struct pgc_store *s = open_store(dir);
 	struct pgc_id id = id_of(1);
-	uint8_t *p = texts(10, 0);
+	uint8_t *p = many(TEXT, 10, 0);
 	uint64_t np[2] = {40, 0};
 	struct pgc_builder *b;
 	struct pgc_snap *sn;
@@ -62,7 +53,7 @@ Test(maps, runs_with_a_parent)
 	char *dir = tmp_store();
 	struct pgc_store *s = open_store(dir);
 	struct pgc_id a = id_of(1), c = id_of(2), got;
-	uint8_t *p = texts(100, 0), *q = texts(100, 1);
+	uint8_t *p = many(TEXT, 100, 0), *q = many(TEXT, 100, 1);
 	uint64_t np[2] = {100, 0};
 	struct pgc_snap_stats ss;
 	struct pgc_builder *b;
@@ -111,7 +102,8 @@ Test(maps, a_chain_of_parents)
 	char *dir = tmp_store();
 	struct pgc_store *s = open_store(dir);
 	struct pgc_id ids[6];
-	uint8_t *p = texts(N, 0), *first = texts(N, 0), page[PGC_PAGE];
+	uint8_t *p = many(TEXT, N, 0), *first = many(TEXT, N, 0),
+		page[PGC_PAGE];
 	uint64_t np[2] = {N, 0};
 	struct pgc_builder *b;
 	struct pgc_snap *sn;
@@ -158,7 +150,7 @@ Test(maps, a_child_costs_what_it_changed)
 	char *dir = tmp_store();
 	struct pgc_store *s = open_store(dir);
 	struct pgc_id a = id_of(1), c = id_of(2);
-	uint8_t *p = texts(N, 0), page[PGC_PAGE];
+	uint8_t *p = many(TEXT, N, 0), page[PGC_PAGE];
 	uint64_t np[2] = {N, 0};
 	struct pgc_snap_stats one, two;
 	struct pgc_builder *b;
@@ -191,10 +183,9 @@ Test(maps, children_survive_their_parents_removal)
 	char *dir = tmp_store();
 	struct pgc_store *s = open_store(dir);
 	struct pgc_id a = id_of(1), c = id_of(2), d = id_of(3);
-	uint8_t *p = texts(N, 0), *q = texts(N, 1);
+	uint8_t *p = many(TEXT, N, 0), *q = many(TEXT, N, 1);
 	uint64_t np[2] = {N, 0}, freed;
 	struct pgc_builder *b;
-	struct pgc_snap *sn;
 	char path[PATH_MAX];
 
 	publish(s, &a, NULL, p, N, false);
@@ -205,30 +196,22 @@ Test(maps, children_survive_their_parents_removal)
 	ok(pgc_snap_remove(s, &a, e));
 	publish(s, &a, NULL, q, N, false); // the name gets another content
 	ok(pgc_gc(s, &freed, e));
-	sn = open_snap(s, &c);
-	expect_pages(sn, PGC_MEM, p, N);
-	pgc_snap_unref(sn);
+	expect_memory(s, &c, p, N);
 	pgc_store_close(s);
 	s = open_store(dir);
 	ok(pgc_gc(s, &freed, e));
-	sn = open_snap(s, &c);
-	expect_pages(sn, PGC_MEM, p, N);
-	pgc_snap_unref(sn);
+	expect_memory(s, &c, p, N);
 	// A grandchild still builds on the removed map, by way of the child.
 	ok(pgc_builder_begin(s, &d, &c, np, &b, e));
 	ok(pgc_builder_commit(b, e));
 	ok(pgc_snap_remove(s, &c, e));
 	ok(pgc_gc(s, &freed, e));
-	sn = open_snap(s, &d);
-	expect_pages(sn, PGC_MEM, p, N);
-	pgc_snap_unref(sn);
+	expect_memory(s, &d, p, N);
 	cr_assert_eq(fsck_faults(s), 0);
 	ok(pgc_snap_remove(s, &d, e));
 	ok(pgc_gc(s, &freed, e));
 	cr_assert(!find_file(path, dir, "snaps", ".base"));
-	sn = open_snap(s, &a);
-	expect_pages(sn, PGC_MEM, q, N);
-	pgc_snap_unref(sn);
+	expect_memory(s, &a, q, N);
 	pgc_store_close(s);
 	rm_tree(dir);
 	free(p);
@@ -241,10 +224,9 @@ Test(maps, a_parent_removed_under_its_builder)
 	char *dir = tmp_store();
 	struct pgc_store *s = open_store(dir);
 	struct pgc_id a = id_of(1), c = id_of(2);
-	uint8_t *p = texts(N, 0);
+	uint8_t *p = many(TEXT, N, 0);
 	uint64_t np[2] = {N, 0};
 	struct pgc_builder *b;
-	struct pgc_snap *sn;
 
 	publish(s, &a, NULL, p, N, false);
 	ok(pgc_builder_begin(s, &c, &a, np, &b, e));
@@ -256,9 +238,7 @@ Test(maps, a_parent_removed_under_its_builder)
 	pgc_store_close(s);
 	s = open_store(dir);
 	memcpy(p + 7 * PGC_PAGE, p, PGC_PAGE);
-	sn = open_snap(s, &c);
-	expect_pages(sn, PGC_MEM, p, N);
-	pgc_snap_unref(sn);
+	expect_memory(s, &c, p, N);
 	pgc_store_close(s);
 	rm_tree(dir);
 	free(p);
@@ -269,7 +249,7 @@ Test(maps, a_child_that_rewrites_most_stands_alone)
 	char *dir = tmp_store();
 	struct pgc_store *s = open_store(dir);
 	struct pgc_id a = id_of(1), c = id_of(2);
-	uint8_t *p = texts(N, 0), *q = texts(N, 1);
+	uint8_t *p = many(TEXT, N, 0), *q = many(TEXT, N, 1);
 	struct pgc_snap *sn;
 	char path[PATH_MAX];
 	uint64_t freed;
@@ -295,7 +275,7 @@ Test(maps, references_to_another_snapshot)
 	char *dir = tmp_store();
 	struct pgc_store *s = open_store(dir);
 	struct pgc_id a = id_of(1), c = id_of(2);
-	uint8_t *p = mixed(N, 0), *q = texts(10, 3);
+	uint8_t *p = mixed(N, 0), *q = many(TEXT, 10, 3);
 	uint64_t np[2] = {N, N}, freed;
 	struct pgc_snap *from, *sn;
 	struct pgc_builder *b;
@@ -332,7 +312,7 @@ Test(maps, a_ref_of_the_parents_page_is_the_parents)
 	char *dir = tmp_store();
 	struct pgc_store *s = open_store(dir);
 	struct pgc_id a = id_of(1), c = id_of(2);
-	uint8_t *p = texts(N, 0), *q = texts(N, 1);
+	uint8_t *p = many(TEXT, N, 0), *q = many(TEXT, N, 1);
 	uint64_t np[2] = {N, 0};
 	struct pgc_builder *b;
 	struct pgc_snap *from, *sn;
@@ -361,7 +341,7 @@ Test(maps, lengths_must_equal_the_parents)
 	char *dir = tmp_store();
 	struct pgc_store *s = open_store(dir);
 	struct pgc_id a = id_of(1), c = id_of(2);
-	uint8_t *p = texts(8, 0);
+	uint8_t *p = many(TEXT, 8, 0);
 	uint64_t np[2] = {9, 0};
 	struct pgc_builder *b;
 
