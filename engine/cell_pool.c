@@ -364,9 +364,11 @@ void eng_cells_want(struct eng_cells *c, uint32_t mem_mib, unsigned vcpus)
 
 	if (!k)
 		return;
+	// Not at once: this may be part of a thaw, whose cell is woken on the
+	// loop's own processor and would wait there until the spawn is over.
+	refill_soon(c, k->wanted ? REFILL_MS : 0);
 	k->wanted = true;
 	k->wanted_at = util_now_ns();
-	refill_soon(c, 0);
 }
 
 unsigned eng_cells_ready(const struct eng_cells *c)
