@@ -668,12 +668,26 @@ bool proc_past_guest(const struct cell_proc *p)
 	return p->exited || eng_pid_exiting(p->pid);
 }
 
+// Whether the process has ended, without waiting for it or collecting it.
+static bool proc_ended(const struct cell_proc *p)
+{
+	siginfo_t si = {0};
+
+	return waitid((idtype_t)P_PIDFD, (id_t)p->pidfd, &si,
+		      WEXITED | WNOHANG | WNOWAIT) < 0 ||
+	       si.si_pid != 0;
+}
+
+// epoll may tell of a descriptor that had this number before: its registration
+// lives on while a process that is being started has a copy of it.
 static void pidfd_ready(void *ctx, unsigned what)
 {
 	struct cell_proc *p = ctx;
 	unsigned rounds = 0;
 
 	(void)what;
+	if (!proc_ended(p))
+		return;
 	eng_watch_set(p->w_pidfd, 0);
 	p->exited = true;
 	// What it said before it died is heard as if it still lived.

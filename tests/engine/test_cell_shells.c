@@ -1,8 +1,12 @@
 // Shells and blanks: prepared, taken, replaced, limited.
 #include <criterion/criterion.h>
+#include <dirent.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
 
 #include "cell_rig.h"
 #include "cells_priv.h"
@@ -322,4 +326,55 @@ Test(cell_shells, destroyed_in_the_middle)
 	rig_close(&rig);
 	cr_assert(!vm[0].gone && !vm[1].gone && !vm[2].gone);
 	cr_assert_neq(kill(pid, 0), 0);
+}
+
+// Criterion's worker has one, too, opened before.
+static int loops_epoll(void)
+{
+	DIR *d = opendir("/proc/self/fd");
+	struct dirent *de;
+	char to[32];
+	int fd = -1;
+
+	cr_assert_not_null(d);
+	while ((de = readdir(d))) {
+		ssize_t n = readlinkat(dirfd(d), de->d_name, to, sizeof(to));
+
+		if (n > 0 && !strncmp(to, "anon_inode:[eventpoll]", (size_t)n))
+			fd = MAX(fd, atoi(de->d_name));
+	}
+	closedir(d);
+	cr_assert_geq(fd, 0);
+	return fd;
+}
+
+// epoll tells of numbers whose descriptors were closed while another process
+// (one that is being started) had copies: nobody takes it for an end of who
+// has the number now.
+Test(cell_shells, events_of_closed_descriptors_harm_nobody)
+{
+	enum { STALE = 40 };
+	int epfd, p[2], fd[STALE];
+
+	rig_open(&rig, NULL);
+	epfd = loops_epoll();
+	cr_assert_eq(pipe(p), 0);
+	cr_assert_eq(write(p[1], "x", 1), 1);
+	for (unsigned i = 0; i < STALE; i++) {
+		struct epoll_event ev = {.events = EPOLLIN};
+
+		fd[i] = dup(p[0]);
+		ev.data.fd = fd[i];
+		cr_assert_eq(epoll_ctl(epfd, EPOLL_CTL_ADD, fd[i], &ev), 0);
+	}
+	for (unsigned i = 0; i < STALE; i++)
+		close(fd[i]);
+	rig_boot(&rig, &vm[0], 64, 1, "fill 7 16M 1M");
+	rig_turn(&rig, 20);
+	cr_assert_str_eq(rig_cmd(&vm[0], "check 7 16M 1M"), "GOOD 256");
+	cr_assert(!vm[0].gone);
+	rig_kill(&vm[0]);
+	close(p[0]);
+	close(p[1]);
+	rig_close(&rig);
 }
