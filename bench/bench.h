@@ -218,6 +218,9 @@ struct bench_options {
 // under `seed`, and gives ns a page.
 int touch_parse(const char *answer, uint64_t seed, uint64_t bytes, double *ns,
 		struct err *e);
+// The same of `touch read scattered`, which touches an eighth of the bytes.
+int touch_parse_scattered(const char *answer, uint64_t seed, uint64_t bytes,
+			  double *ns, struct err *e);
 
 // Each adds its results; 0 or -errno.
 int bench_restore(const struct bench_options *o, struct report *r,

@@ -14,7 +14,27 @@
 #include "bench.h"
 #include "cold.h"
 
-static const char *const orders[] = {"seq", "rand"};
+const char *const cold_orders[3] = {"seq", "rand", "scattered"};
+
+static bool is_scattered(const char *order)
+{
+	return order[0] == 's' && order[1] == 'c';
+}
+
+unsigned cold_span(unsigned mib, const char *order)
+{
+	return is_scattered(order) ? 8 * mib : mib;
+}
+
+int cold_parse(const char *answer, unsigned seed, unsigned mib,
+	       const char *order, double *ns, struct err *e)
+{
+	uint64_t span = (uint64_t)cold_span(mib, order) << 20;
+
+	return is_scattered(order)
+		   ? touch_parse_scattered(answer, seed, span, ns, e)
+		   : touch_parse(answer, seed, span, ns, e);
+}
 
 static int image_name(char *name, size_t cap, unsigned mib, const char *order)
 {
@@ -24,12 +44,13 @@ static int image_name(char *name, size_t cap, unsigned mib, const char *order)
 // No two images have a page in common: none lies where another one put it.
 static unsigned seed_of(unsigned mib, const char *order)
 {
-	return 10 * mib + (order[0] == 'r');
+	return 10 * mib + (order[0] == 'r') + 2 * is_scattered(order);
 }
 
 int cold_build(const struct daemon *d, unsigned mib, const char *order,
 	       struct err *e)
 {
+	unsigned span = cold_span(mib, order);
 	char name[32], cmdline[128];
 
 	image_name(name, sizeof(name), mib, order);
@@ -37,7 +58,7 @@ int cold_build(const struct daemon *d, unsigned mib, const char *order,
 	// whose working set is recorded.
 	snprintf(cmdline, sizeof(cmdline),
 		 "fill %u 16M %uM;freeze;touch read %s 16M %uM",
-		 seed_of(mib, order), mib, order, mib);
+		 seed_of(mib, order), span, order, span);
 	return daemon_build_ring3(d, name, cmdline, COLD_MEM_MIB, e);
 }
 
@@ -89,8 +110,7 @@ int cold_once(const struct daemon *d, unsigned mib, const char *order,
 	if (!rc)
 		rc = microvm_line(d, &vm, "SUM", line, sizeof(line), &when, e);
 	if (!rc)
-		rc = touch_parse(line, seed_of(mib, order), (uint64_t)mib << 20,
-				 &ns, e);
+		rc = cold_parse(line, seed_of(mib, order), mib, order, &ns, e);
 	if (rc)
 		return rc;
 	out->t1_ms = (double)(vm.t1 - vm.t0) / 1e6;
@@ -134,10 +154,10 @@ static int touch_ms(struct proc *p, unsigned mib, const char *order,
 	int rc;
 
 	snprintf(line, sizeof(line), "touch private touch read %s 16M %uM",
-		 order, mib);
+		 order, cold_span(mib, order));
 	rc = proc_ask(p, line, answer, sizeof(answer), NULL, e);
 	if (!rc)
-		rc = touch_parse(answer, 1, (uint64_t)mib << 20, &ns, e);
+		rc = cold_parse(answer, 1, mib, order, &ns, e);
 	if (!rc)
 		samples_add(s, ns * mib * 256 / 1e6);
 	return rc;
@@ -245,18 +265,20 @@ static int one_size(struct rig *g, const struct bench_options *o,
 		    struct report *rep, unsigned mib, struct err *e)
 {
 	unsigned runs = MAX(o->runs / (mib == COLD_MIB ? 10 : 40), 3u);
+	size_t norders =
+	    mib == COLD_MIB ? 3 : 2; // scattered: as far as it fits
 	int rc = 0;
 
-	for (size_t i = 0; i < 2 && !rc; i++)
-		rc = cold_build(&g->d, mib, orders[i], e);
-	for (size_t i = 0; i < 2 && !rc; i++) {
+	for (size_t i = 0; i < norders && !rc; i++)
+		rc = cold_build(&g->d, mib, cold_orders[i], e);
+	for (size_t i = 0; i < norders && !rc; i++) {
 		struct result *r =
 		    mib == COLD_MIB && !i
 			? report_add(rep, "ms", "cold.workingset")
 			: report_add(rep, "ms", "cold.workingset.%um.%s", mib,
-				     orders[i]);
+				     cold_orders[i]);
 
-		rc = measure(g, r, mib, orders[i], COLD_DROPPED, runs, e);
+		rc = measure(g, r, mib, cold_orders[i], COLD_DROPPED, runs, e);
 	}
 	return rc;
 }
@@ -272,9 +294,10 @@ static int other_states(struct rig *g, const struct bench_options *o,
 		enum cold_state state = i / 2 ? COLD_TEMPLATE : COLD_PAGECACHE;
 		struct result *r =
 		    report_add(rep, "ms", "cold.workingset.%s.%s",
-			       state_names[state], orders[i % 2]);
+			       state_names[state], cold_orders[i % 2]);
 
-		rc = measure(g, r, COLD_MIB, orders[i % 2], state, runs, e);
+		rc =
+		    measure(g, r, COLD_MIB, cold_orders[i % 2], state, runs, e);
 	}
 	return rc;
 }
@@ -291,7 +314,7 @@ int bench_cold(const struct bench_options *o, struct report *rep, struct err *e)
 		rc = proc_start(&g.host, o->bin_dir, argv, e);
 	if (!rc)
 		rc = floor_start(&g.guest, o->bin_dir, COLD_MEM_MIB,
-				 "fill 1 16M 96M", e);
+				 "fill 1 16M 192M", e);
 	if (!rc)
 		rc = one_size(&g, o, rep, COLD_MIB, e);
 	if (!rc)

@@ -20,6 +20,14 @@ struct cold_sample {
 	double read_bytes; // from disks, by anybody
 };
 
+// "seq", "rand", and "scattered": the working set is not one range then, but
+// spread over eight times as much memory.
+extern const char *const cold_orders[3];
+// How much memory the working set lies in.
+unsigned cold_span(unsigned mib, const char *order);
+// The guest's answer to its touch of that.
+int cold_parse(const char *answer, unsigned seed, unsigned mib,
+	       const char *order, double *ns, struct err *e);
 // Builds the image whose copies touch `mib` in this order at once.
 int cold_build(const struct daemon *d, unsigned mib, const char *order,
 	       struct err *e);

@@ -31,3 +31,16 @@ uint64_t guestmem_sum(uint64_t seed, uint64_t start, uint64_t bytes)
 		sum += mix(seed ^ mix(start + a));
 	return sum;
 }
+
+uint64_t guestmem_sum_scattered(uint64_t seed, uint64_t start, uint64_t bytes)
+{
+	enum { BLOCK = 32, RUN = 4 };
+	uint64_t sum = 0;
+
+	for (uint64_t b = 0; b < bytes / PAGE / BLOCK; b++)
+		sum += guestmem_sum(
+		    seed,
+		    start + (b * BLOCK + mix(b) % (BLOCK - RUN + 1)) * PAGE,
+		    RUN * PAGE);
+	return sum;
+}

@@ -15,13 +15,14 @@
 #include "peer.h"
 
 #define NONCE_AT (216ull << 20)
-enum { MAX_PEERS = 16, NUM_FIGURES = 3 };
+enum { MAX_PEERS = 16, NUM_FIGURES = 4, SCATTERED = 3 };
 
 struct contender {
 	const struct peer *peer;
 	void *state;
-	char dir[160];
-	struct result *r[NUM_FIGURES]; // warm, cold, cold.rand
+	void *wide; // its snapshot with eight times as much in memory
+	char dir[160], wide_dir[160], elf[600];
+	struct result *r[NUM_FIGURES]; // warm, cold, cold.rand, .scattered
 	double cpu_ms[NUM_FIGURES];
 	struct samples t1[NUM_FIGURES], t2[NUM_FIGURES]; // ms
 };
@@ -46,38 +47,61 @@ static bool chosen(const struct bench_options *o, const char *name)
 	return !o->peers;
 }
 
-static int prepare(struct rig *g, const struct bench_options *o,
-		   struct report *rep, const struct peer *p, struct err *e)
+static void contender_finish(struct contender *c)
 {
-	char name[64];
-	struct contender *c = &g->c[g->n];
+	if (c->wide)
+		c->peer->finish(c->wide);
+	if (c->state)
+		c->peer->finish(c->state);
+	c->wide = c->state = NULL;
+}
+
+// Makes one of the contender's snapshots, in `dir`.
+static int prepare_one(struct contender *c, const struct bench_options *o,
+		       void **state, const char *dir, const char *cmdline,
+		       struct err *e)
+{
+	const struct peer *p = c->peer;
 	struct peer_spec spec = {
 	    .bin_dir = o->bin_dir,
 	    .binary = p->option ? o->peer_binary(p->option) : NULL,
-	    .cmdline = "fill 1 16M 24M",
+	    .cmdline = cmdline,
 	    .mem_mib = COLD_MEM_MIB,
 	    .nonce_at = NONCE_AT,
 	};
-	char elf[600];
-	int rc;
 
-	snprintf(elf, sizeof(elf), "%s/ring3.elf", o->bin_dir);
-	snprintf(c->dir, sizeof(c->dir), "%s/peer-%s", g->d.dir, p->name);
-	if (mkdir(c->dir, 0700))
-		return err_sys(e, "cannot make %s", c->dir);
+	snprintf(c->elf, sizeof(c->elf), "%s/ring3.elf", o->bin_dir);
+	if (mkdir(dir, 0700))
+		return err_sys(e, "cannot make %s", dir);
 	util_random(&spec.nonce, 4); // its answer is decimal: readable
 	spec.nonce &= 0x7fffffff;
-	spec.elf = elf;
-	spec.dir = c->dir;
+	spec.elf = c->elf; // kept, as dir is
+	spec.dir = dir;
+	return p->prepare(state, &spec, e);
+}
+
+static int prepare(struct rig *g, const struct bench_options *o,
+		   struct report *rep, const struct peer *p, struct err *e)
+{
+	struct contender *c = &g->c[g->n];
+	char name[64];
+	int rc;
+
 	c->peer = p;
-	rc = p->prepare(&c->state, &spec, e);
+	snprintf(c->dir, sizeof(c->dir), "%s/peer-%s", g->d.dir, p->name);
+	snprintf(c->wide_dir, sizeof(c->wide_dir), "%s/peer-%s-wide", g->d.dir,
+		 p->name);
+	rc = prepare_one(c, o, &c->state, c->dir, "fill 1 16M 24M", e);
+	if (!rc)
+		rc = prepare_one(c, o, &c->wide, c->wide_dir, "fill 1 16M 192M",
+				 e);
 	if (rc < 0)
 		return rc;
 	if (rc > 0) {
 		fprintf(stderr, "%s is left out: %s\n", p->name, e->msg);
 		snprintf(name, sizeof(name), "peer.%s", p->name);
 		report_leave_out(rep, name, e->msg);
-		p->finish(c->state);
+		contender_finish(c);
 		return 0;
 	}
 	g->n++;
@@ -105,25 +129,27 @@ static int add_sample(struct contender *c, unsigned figure,
 	if (s->t.t5 <= s->t.t0)
 		return err_set(e, -EIO, "%s told no end", c->peer->name);
 	samples_add(&c->r[figure]->samples, (double)(s->t.t5 - s->t.t0) / 1e6);
-	return touch_parse(s->answer, 1, COLD_MIB << 20, &ns, e);
+	return cold_parse(s->answer, 1, COLD_MIB, cold_orders[figure - 1], &ns,
+			  e);
 }
 
 static const char *const commands[NUM_FIGURES] = {
-    NULL, "touch read seq 16M 24M", "touch read rand 16M 24M"};
-static const char *const orders[NUM_FIGURES] = {NULL, "seq", "rand"};
+    NULL, "touch read seq 16M 24M", "touch read rand 16M 24M",
+    "touch read scattered 16M 192M"};
 
 static int peer_once(struct contender *c, unsigned figure, struct err *e)
 {
+	void *state = figure == SCATTERED ? c->wide : c->state;
 	struct peer_sample s = {0};
 	int rc = 0;
 
 	if (figure && c->peer->forget)
-		rc = c->peer->forget(c->state, e);
+		rc = c->peer->forget(state, e);
 	if (!rc && figure)
 		rc = host_drop_caches(e);
 	usleep(50000);
 	if (!rc)
-		rc = c->peer->restore(c->state, commands[figure], &s, e);
+		rc = c->peer->restore(state, commands[figure], &s, e);
 	return rc ? rc : add_sample(c, figure, &s, e);
 }
 
@@ -137,7 +163,7 @@ static int thaw_once(struct rig *g, unsigned figure, struct err *e)
 	if (rc)
 		return rc;
 	if (figure) {
-		rc = cold_once(&g->d, COLD_MIB, orders[figure], &s, e);
+		rc = cold_once(&g->d, COLD_MIB, cold_orders[figure - 1], &s, e);
 		if (!rc)
 			samples_add(&g->thaw[figure], s.t5_ms);
 		return rc;
@@ -201,15 +227,15 @@ static void finish_figures(struct rig *g)
 static int rig_start(struct rig *g, const struct bench_options *o,
 		     struct report *rep, struct err *e)
 {
-	static const char *const figures[NUM_FIGURES] = {"warm", "cold",
-							 "cold.rand"};
+	static const char *const figures[NUM_FIGURES] = {
+	    "warm", "cold", "cold.rand", "cold.scattered"};
 	int rc = daemon_start(&g->d, o->bin_dir, 0, 2, 0, e);
 
 	if (!rc)
 		rc = daemon_build_ring3(&g->d, "warm", "fill 1 16M 24M",
 					COLD_MEM_MIB, e);
 	for (unsigned i = 1; i < NUM_FIGURES && !rc; i++)
-		rc = cold_build(&g->d, COLD_MIB, orders[i], e);
+		rc = cold_build(&g->d, COLD_MIB, cold_orders[i - 1], e);
 	for (size_t i = 0; peers[i] && g->n < MAX_PEERS && !rc; i++) {
 		if (chosen(o, peers[i]->name))
 			rc = prepare(g, o, rep, peers[i], e);
@@ -239,7 +265,7 @@ int bench_peers(const struct bench_options *o, struct report *rep,
 		rc = figure_runs(&g, i, MAX(o->runs / 20, 3u), e);
 	finish_figures(&g);
 	for (size_t k = 0; k < g.n; k++)
-		g.c[k].peer->finish(g.c[k].state);
+		contender_finish(&g.c[k]);
 	for (unsigned i = 0; i < NUM_FIGURES; i++)
 		samples_free(&g.thaw[i]);
 	daemon_stop(&g.d);

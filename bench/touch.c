@@ -15,11 +15,10 @@ static const unsigned sizes[] = {16, 1, 128};
 static const char *const orders[] = {"seq", "rand"};
 static const char *const kinds[] = {"read", "write"};
 
-int touch_parse(const char *answer, uint64_t seed, uint64_t bytes, double *ns,
-		struct err *e)
+static int parse(const char *answer, uint64_t want, uint64_t pages, double *ns,
+		 struct err *e)
 {
-	unsigned long long sum, cycles,
-	    want = guestmem_sum(seed, 16 << 20, bytes);
+	unsigned long long sum, cycles;
 
 	if (sscanf(answer, "SUM %llx CYCLES %llu", &sum, &cycles) != 2)
 		return err_set(e, -EPROTO, "the guest says \"%s\"", answer);
@@ -27,9 +26,23 @@ int touch_parse(const char *answer, uint64_t seed, uint64_t bytes, double *ns,
 		return err_set(e, -EILSEQ,
 			       "the guest read other pages than were written: "
 			       "its sum is %llx, not %llx",
-			       sum, want);
-	*ns = (double)cycles / host_tsc_ghz() / (double)(bytes / PAGE_SIZE_4K);
+			       sum, (unsigned long long)want);
+	*ns = (double)cycles / host_tsc_ghz() / (double)pages;
 	return 0;
+}
+
+int touch_parse(const char *answer, uint64_t seed, uint64_t bytes, double *ns,
+		struct err *e)
+{
+	return parse(answer, guestmem_sum(seed, 16 << 20, bytes),
+		     bytes / PAGE_SIZE_4K, ns, e);
+}
+
+int touch_parse_scattered(const char *answer, uint64_t seed, uint64_t bytes,
+			  double *ns, struct err *e)
+{
+	return parse(answer, guestmem_sum_scattered(seed, 16 << 20, bytes),
+		     bytes / PAGE_SIZE_4K / 8, ns, e);
 }
 
 static int floor_once(struct proc *f, const char *how, const char *cmd,

@@ -134,6 +134,7 @@ class Bench:
         self.site = lr.Site()
         self.thawd = self.site.thawd
         self.runs = 3 if args.quick else 7
+        self.ready = 0  # cells, at the most so far
 
     def app(self, version=1):
         with open(os.path.join(ROOT, "examples", APPS[self.image][0],
@@ -210,14 +211,14 @@ class Bench:
         self.site.forwards.pop(vm, None)
 
     def settle(self):
-        """Until cells are ready ahead of need again."""
-        last = None
-        for _ in range(100):
+        """Until as many cells are ready ahead of need as at the start; for 15 s
+        at most, so that a shell that dies does not end the measuring."""
+        for _ in range(30):
             h = self.thawd.get("/thaw/v1/host").json
-            ready = h["shellsReady"], h["blanksReady"]
-            if ready == last and ready[0]:
+            ready = h["shellsReady"] + h["blanksReady"]
+            self.ready = max(self.ready, ready)
+            if ready >= self.ready > 0:
                 return
-            last = ready
             time.sleep(0.5)
 
     def forget(self, state):

@@ -299,21 +299,39 @@ static uint64_t add_one(volatile uint64_t *w)
 	return one;
 }
 
-// touch read|write seq|rand START LEN: one word a page; prints the sum, and how
-// many cycles of the TSC it took. A write adds one to the word.
+// Page `i` of a set that lies scattered over `blocks` blocks of 32 pages: of each
+// block a run of 4 pages somewhere in it, the blocks in a random order.
+enum { BLOCK_PAGES = 32, RUN_PAGES = 4 };
+static uint64_t scattered(uint64_t i, uint64_t blocks)
+{
+	uint64_t block = shuffled(i / RUN_PAGES, blocks);
+	uint64_t at = mix(block) % (BLOCK_PAGES - RUN_PAGES + 1);
+
+	return block * BLOCK_PAGES + at + i % RUN_PAGES;
+}
+
+// touch read|write seq|rand|scattered START LEN: one word a page; prints the sum,
+// and how many cycles of the TSC it took. A write adds one to the word. Scattered:
+// an eighth of the pages.
 static void cmd_touch(const char *args)
 {
 	int write = word_is(word(&args), "write");
-	int rnd = word_is(word(&args), "rand");
-	uint64_t n, began, sum = 0;
+	const char *order = word(&args);
+	int rnd = word_is(order, "rand"), scat = word_is(order, "scattered");
+	uint64_t n, blocks, began, sum = 0;
 	struct range r;
 
 	if (!range_of(&args, &r))
 		return;
 	n = (r.end - r.start) / PAGE;
+	blocks = n / BLOCK_PAGES;
+	if (scat)
+		n = blocks * RUN_PAGES;
 	began = cycles();
 	for (uint64_t i = 0; i < n; i++) {
-		uint64_t at = rnd ? shuffled(i, n) : i;
+		uint64_t at = rnd    ? shuffled(i, n)
+			      : scat ? scattered(i, blocks)
+				     : i;
 		volatile uint64_t *w =
 		    (volatile uint64_t *)(r.start + at * PAGE);
 
