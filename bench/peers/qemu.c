@@ -97,6 +97,8 @@ static int qmp_send(struct qemu *q, const char *text, struct err *e)
 {
 	int rc = util_write_all(q->qmp, text, strlen(text));
 
+	if (rc == -EPIPE)
+		return err_set(e, -EIO, "QEMU ended");
 	return rc ? err_wrap(e, rc, "cannot write to QMP") : 0;
 }
 

@@ -104,6 +104,8 @@ int vmmproc_api(int fd, const char *method, const char *path, const char *body,
 	if (n < 0 || n >= (int)sizeof(text))
 		return err_set(e, -E2BIG, "a request is too long");
 	rc = util_write_all(fd, text, (size_t)n);
+	if (rc == -EPIPE)
+		return err_set(e, -EIO, "it closed its API");
 	if (rc)
 		return err_wrap(e, rc, "cannot write to its API");
 	rc = read_answer(fd, text, &said, e);

@@ -32,16 +32,27 @@ static int spawn(struct vmmproc *p, char *const argv[], const int *high, int n,
 		 struct err *e)
 {
 	posix_spawn_file_actions_t fa;
+	posix_spawnattr_t attr;
+	sigset_t pipe_signal;
 	int rc;
 
+	// Its COM1 and its API are written to, and it may end at any moment: then
+	// the write fails and the reason is told. The child has the default again.
+	signal(SIGPIPE, SIG_IGN);
+	sigemptyset(&pipe_signal);
+	sigaddset(&pipe_signal, SIGPIPE);
+	posix_spawnattr_init(&attr);
+	posix_spawnattr_setsigdefault(&attr, &pipe_signal);
+	posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGDEF);
 	posix_spawn_file_actions_init(&fa);
 	for (int i = 0; i < n; i++)
 		posix_spawn_file_actions_adddup2(&fa, high[i],
 						 i < 2 ? i : i + 1);
 	posix_spawn_file_actions_addopen(&fa, STDERR_FILENO, p->log,
 					 O_WRONLY | O_CREAT | O_TRUNC, 0600);
-	rc = posix_spawnp(&p->pid, argv[0], &fa, NULL, argv, environ);
+	rc = posix_spawnp(&p->pid, argv[0], &fa, &attr, argv, environ);
 	posix_spawn_file_actions_destroy(&fa);
+	posix_spawnattr_destroy(&attr);
 	if (rc) {
 		p->pid = 0;
 		return err_set(e, -rc, "cannot start %s: %s", argv[0],
@@ -125,6 +136,8 @@ int vmmproc_say(struct vmmproc *p, const char *line, struct err *e)
 	if (n < 0 || n >= (int)sizeof(text))
 		return err_set(e, -E2BIG, "a line to the guest is too long");
 	rc = util_write_all(p->to, text, (size_t)n);
+	if (rc == -EPIPE)
+		return err_set(e, -EIO, "the VMM closed its guest's COM1");
 	return rc ? err_wrap(e, rc, "cannot write to the guest's COM1") : 0;
 }
 

@@ -18,7 +18,7 @@ struct vmmproc {
 
 // argv[0] is found by $PATH. fds[] become descriptors 0, 1, 3, 4, ... of the child,
 // in this order; 2 is the file `log`. They stay the caller's, and have to be
-// close-on-exec. -errno with a sentence.
+// close-on-exec. Ignores SIGPIPE from now on. -errno with a sentence.
 int vmmproc_start(struct vmmproc *p, const char *log, char *const argv[],
 		  const int *fds, int n, struct err *e);
 // Kills it and waits; closes COM1; adds its CPU time to *cpu_ms unless NULL.

@@ -6,9 +6,11 @@
 #include <ftw.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
-#include "../../bench/peer.h"
+#include "../../bench/peers/vmmproc.h"
 
 static char dir[] = "/var/tmp/thaw-peers.XXXXXX";
 
@@ -147,6 +149,32 @@ Test(peers, cloud_hypervisor)
 Test(peers, cloud_hypervisor_ondemand)
 {
 	restores_if_given("cloud-hypervisor-ondemand", "THAW_CLOUD_HYPERVISOR");
+}
+
+// One that has ended is written to: that is an error like any other.
+Test(peers, ended_before_it_was_told)
+{
+	char *argv[] = {"/bin/true", NULL};
+	char log[64];
+	struct vmmproc p;
+	struct err e = ERR_INIT;
+	siginfo_t si;
+	int pair[2];
+
+	snprintf(log, sizeof(log), "%s/log", dir);
+	cr_assert(!socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair));
+	cr_assert(
+	    !vmmproc_start(&p, log, argv, (int[]){pair[1], pair[1]}, 2, &e),
+	    "%s", e.msg);
+	p.to = p.from = pair[0];
+	close(pair[1]);
+	cr_assert(!waitid(P_PID, (id_t)p.pid, &si, WEXITED | WNOWAIT));
+	cr_expect(vmmproc_say(&p, "count 1", &e) == -EIO);
+	cr_expect(strstr(e.msg, "closed its guest's COM1") != NULL, "%s",
+		  e.msg);
+	cr_expect(vmmproc_api(p.to, "PUT", "/x", NULL, &e) == -EIO);
+	cr_expect(strstr(e.msg, "closed its API") != NULL, "%s", e.msg);
+	vmmproc_end(&p, NULL);
 }
 
 // A program that is not there, or that is no VMM, is named in one sentence.
