@@ -235,10 +235,12 @@ class Thawd:
         return self.get(f"{OWN}/microvms/{ident}/logs{query}").text
 
     def wait_log(self, ident, text, timeout=20):
+        """The log once a whole line of it has the text: a guest prints byte by
+        byte, and what is read between two of them ends anywhere."""
         end = time.time() + timeout
         while time.time() < end:
             got = self.logs(ident)
-            if text in got:
+            if text in got[:got.rfind("\n") + 1]:
                 return got
             time.sleep(0.02)
         return got
