@@ -19,10 +19,12 @@
 
 #define FS_UUID "7468617a-7700-4000-8000-000000000001"
 #define FS_TIME 1704067200u // 2024-01-01, of the file system itself
-#define FS_EXTENDED "hash_seed=" FS_UUID ",lazy_itable_init=0,root_owner=0:0"
 #define FS_FEATURES                                                   \
 	"none,dir_index,ext_attr,extent,filetype,flex_bg,large_file," \
 	"huge_file,dir_nlink,extra_isize,sparse_super"
+
+static const char fs_extended[] =
+    "hash_seed=" FS_UUID ",lazy_itable_init=0,root_owner=0:0";
 
 enum {
 	BLOCK = 4096,
@@ -62,7 +64,7 @@ static int mkfs_child(void *ctx, struct err *e)
 	const char *const argv[] = {
 	    "mke2fs",	 "-q", "-F",	"-t",	  "ext4",      "-b",
 	    "4096",	 "-I", "256",	"-m",	  "0",	       "-N",
-	    inodes,	 "-U", FS_UUID, "-E",	  FS_EXTENDED, "-O",
+	    inodes,	 "-U", FS_UUID, "-E",	  fs_extended, "-O",
 	    FS_FEATURES, "-d", m->tree, m->image, blocks,      NULL};
 	const char *const envp[] = {"PATH=/usr/sbin:/sbin:/usr/bin:/bin",
 				    "LC_ALL=C", fake_time,

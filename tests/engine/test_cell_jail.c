@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 
 #include "cell_rig.h"
@@ -80,6 +81,38 @@ Test(cell_jail, nothing_can_be_reached)
 	close(a);
 	close(b);
 	close_all();
+}
+
+static ino_t ns_of(pid_t pid, const char *what)
+{
+	char path[64];
+	struct stat sb;
+
+	snprintf(path, sizeof(path), "/proc/%d/ns/%s", pid, what);
+	cr_assert_eq(stat(path, &sb), 0, "%s", path);
+	return sb.st_ino;
+}
+
+// The filter of system calls would hide it if cells were in the host's.
+Test(cell_jail, no_namespace_is_the_hosts)
+{
+	static const char *const ns[] = {"mnt", "net", "ipc", "uts", "pid"};
+	static struct rig_vm other;
+	pid_t a, b;
+
+	rig_open(&rig, NULL);
+	rig_image(&rig, &img, 64, 1, "");
+	rig_thaw(&rig, &vm, &img, NULL);
+	rig_thaw(&rig, &other, &img, NULL);
+	a = eng_cell_pid(vm.cell);
+	b = eng_cell_pid(other.cell);
+	for (size_t i = 0; i < ARRAY_SIZE(ns); i++)
+		cr_assert_neq(ns_of(a, ns[i]), ns_of(getpid(), ns[i]), "%s",
+			      ns[i]);
+	cr_assert_neq(ns_of(a, "pid"), ns_of(b, "pid"));
+	rig_kill(&vm);
+	rig_kill(&other);
+	rig_close(&rig);
 }
 
 Test(cell_jail, misbehaviour_ends_the_cell)
