@@ -1,6 +1,8 @@
-// What the files behind cells.h share: cells.c (the API, classes, shells),
-// cell_proc.c (the process), cell_ns.c (its namespaces), cell_start.c (START),
-// cell_disk.c (extents), faults.c, snaps.c, capture.c.
+// What the files behind cells.h share: cells.c (the handles), cell_pool.c
+// (classes, shells), cell_prepare.c, cell_birth.c and cell_proc.c (the process),
+// cell_ns.c (its namespaces), cell_start.c (START), cell_talk.c (messages and
+// orders), cell_disk.c (extents), faults.c, learn.c, lay.c, snaps.c, evict.c,
+// capture.c.
 //
 // Two objects make a cell. A *proc* is a thaw-cell process: spawned, ready (a
 // shell), bound to a cell, dead, reaped. A *cell* is the handle that the rest
@@ -42,11 +44,11 @@ struct eng_cells {
 	struct cell_proc *procs;
 	struct eng_cell *cells;
 	struct cell_class *classes;
-	struct cell_class *blank; // that of blanks, or NULL: none are kept
+	struct cell_class *blank;      // that of blanks, or NULL: none are kept
 	struct prepared_set *prepared; // cell_prepare.c's
 	struct eng_snap *snaps;
 	struct evict *evict; // evict.c's
-	uint8_t *slots; // in use, one byte each; cfg.max_cells of them
+	uint8_t *slots;	     // in use, one byte each; cfg.max_cells of them
 	uint64_t next_id, next_template_id;
 	unsigned nprocs, ncells, spawn_failures;
 	unsigned jobs_running;
@@ -72,6 +74,8 @@ enum proc_state {
 	PROC_BOUND,
 };
 
+enum { PROC_CREDIT_MAX = 4000 }; // messages at once
+
 struct cell_proc {
 	struct cell_proc *next, **prev;
 	struct cell_proc *next_ready;
@@ -84,7 +88,7 @@ struct cell_proc {
 	int overlay;		  // of its disk, until it is taken; or -1
 	enum proc_state state;
 	bool dying, exited;
-	bool blank; // was started without a size
+	bool blank;	// was started without a size
 	bool populated; // with its image's read set, as it is now
 	uint64_t id;
 	unsigned slot;
@@ -154,9 +158,6 @@ void cell_end(struct eng_cell *cell, enum eng_end why, const char *fmt, ...)
 void cell_hold(struct eng_cell *cell);
 void cell_release(struct eng_cell *cell);
 
-// A message on ctl from a bound proc. False: it makes no sense.
-bool cell_message(struct eng_cell *cell, int type, struct wire_reader *r,
-		  int *fds, unsigned nfds);
 // Runs a job that uses `cell` and its proc (which may be NULL): both are held
 // until done() returned, whose turn bears its name.
 struct cell_job {
@@ -166,18 +167,24 @@ struct cell_job {
 	void (*work)(struct cell_job *j);
 	void (*done)(struct cell_job *j); // frees what embeds it
 };
-#define cell_job_run(cell, j, work, done)                                      \
+#define cell_job_run(cell, j, work, done) \
 	cell_job_run_named(cell, j, work, done, #done)
 void cell_job_run_named(struct eng_cell *cell, struct cell_job *j,
 			void (*work)(struct cell_job *j),
 			void (*done)(struct cell_job *j), const char *name);
+
+// --- cell_talk.c ------------------------------------------------------------
+
+// A message on ctl from a bound proc. False: it makes no sense.
+bool cell_message(struct eng_cell *cell, int type, struct wire_reader *r,
+		  int *fds, unsigned nfds);
 
 // --- cell_pool.c ------------------------------------------------------------
 
 // The cell knows its size: takes a shell, or starts a process and waits for it.
 void cell_find_proc(struct eng_cell *cell);
 void cell_stop_waiting(struct eng_cell *cell);
-void shells_refill(void *cells); // the refill timer
+void shells_refill(void *cells);		     // the refill timer
 int blanks_want(struct eng_cells *c, struct err *e); // at the beginning
 // A proc became ready, or is gone: serves who waits for one.
 void class_proc_ready(struct cell_proc *p);
@@ -200,11 +207,17 @@ void prepared_forget(struct eng_cells *c, const struct eng_snap *sn);
 void prepared_forget_all(struct eng_cells *c);
 int prepared_send_run(struct eng_cell *cell, struct err *e);
 
-// --- cell_proc.c ------------------------------------------------------------
+// --- cell_birth.c -----------------------------------------------------------
 
 // For `class`: of its size or, as a blank, to take it on later.
 int proc_spawn(struct eng_cells *c, struct cell_class *class, bool blank,
 	       struct cell_proc **out, struct err *e);
+// Its HELLO came: it becomes a shell, or is killed.
+void proc_hello(struct cell_proc *p, struct wire_reader *r, int *fds,
+		unsigned nfds);
+
+// --- cell_proc.c ------------------------------------------------------------
+
 void proc_kill(struct cell_proc *p);
 // True once no instruction of the guest can run again: the process is dead, or
 // every thread of it is on its way out.
@@ -217,6 +230,11 @@ void proc_expect_start(struct cell_proc *p, bool on);
 // Counts one message; false (and killed) when there are too many.
 bool proc_credit(struct cell_proc *p);
 uint64_t proc_private_bytes(const struct cell_proc *p);
+// For its birth: watches what it was given, but for the userfaultfd, which comes
+// with HELLO and is `p`'s from a success on.
+int proc_watch(struct cell_proc *p, struct err *e);
+int proc_watch_uffd(struct cell_proc *p, int fd, struct err *e);
+void proc_free(struct cell_proc *p); // its process was reaped, or never was
 
 // --- cell_ns.c --------------------------------------------------------------
 

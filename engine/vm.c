@@ -2,10 +2,10 @@
 //
 // Theory of operation. A microVM is a record in the registry (struct reg_vm)
 // and, until it has ended, a live part (struct eng_vm) with its cell, timers
-// and waiters. Operations are chains of callbacks on the loop (vm_ops.c); at
-// most one runs at a time on a microVM (`op`), and only terminate may cut into
-// another. Every chain ends in vm_set_state(), the one writer of the state,
-// which puts record and event into one registry transaction.
+// and waiters. Operations are chains of callbacks on the loop (vm_ops.c,
+// vm_sleep.c); at most one runs at a time on a microVM (`op`), and only terminate
+// may cut into another. Every chain ends in vm_set_state(), the one writer of the
+// state, which puts record and event into one registry transaction.
 //
 // States, what holds in them, and who leaves them:
 //   PENDING      cell starting; op START. Leaves: the handshake (RUNNING), or

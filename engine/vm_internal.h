@@ -72,8 +72,8 @@ struct eng_vms {
 	bool stopping;
 	struct eng_timer *gc_timer;
 	bool gc_running, gc_again;
-	struct gc_job *gc;	  // the one that runs
-	struct snaps_drop *drops; // under way
+	struct gc_job *gc;		  // the one that runs
+	struct snaps_drop *drops;	  // under way
 	struct eng_vm *pool, **pool_tail; // unclaimed ones, oldest first
 	struct eng_vm *claimed;		  // still to be unparked
 	bool unparking;			  // a call that does it is due
@@ -115,7 +115,18 @@ void vm_handshake(struct eng_vm *v);
 void vm_now_running(struct eng_vm *v);
 void vm_note_now(struct eng_vm *v, const char *key); // a timing of its op
 void vm_note_t0(struct eng_vm *v);
+// t[key]: from t0 to `ns` in microseconds; NOP when that was not, or before t0.
+void vm_note(json_t *t, const char *key, uint64_t ns, uint64_t t0);
+// Its image, with its own pages if it has any, gets a cell.
+int vm_start_thaw(struct eng_vm *v, const void *payload, size_t len,
+		  uint64_t t0, struct err *e);
 void vm_fail_start(struct eng_vm *v, const char *why);
+
+// --- vm_sleep.c ------------------------------------------------------------
+
+// What the end of its cell meant.
+void vm_suspended(struct eng_vm *v);
+void vm_resume_failed(struct eng_vm *v, const char *why);
 
 // --- vm_pool.c ---------------------------------------------------------------
 
@@ -123,9 +134,9 @@ void vm_fail_start(struct eng_vm *v, const char *why);
 bool vm_pool_claim(struct eng_vms *m, const struct vm_run *rq,
 		   struct reg_vm **out);
 int vm_pool_room(struct eng_vms *m, const struct vm_run *rq, struct err *e);
-void vm_pool_join(struct eng_vm *v);  // a parked run began
-void vm_pool_leave(struct eng_vm *v); // claimed or ended; NOP when not in
-void vm_pool_park(struct eng_vm *v);  // it started: stop it
+void vm_pool_join(struct eng_vm *v);	// a parked run began
+void vm_pool_leave(struct eng_vm *v);	// claimed or ended; NOP when not in
+void vm_pool_park(struct eng_vm *v);	// it started: stop it
 void vm_pool_unpark(struct eng_vms *m); // all that were claimed
 void vm_pool_parked(void *vm, int rc, const char *why); // the cell's answer
 void vm_pool_ended(struct eng_vm *v); // one that was PARKED will not be claimed

@@ -4,9 +4,7 @@
 //   park     cell_thaw -> started -> [agent: RENEW] -> cell_park -> PARKED
 //   claim    cell_unpark -> [PENDING -> agent: THAW] -> RUNNING
 //            cell_boot -> vsock_up -> agent: START -> RUNNING        (cold)
-//   suspend  SUSPENDING -> [agent: FREEZE] -> capture -> cell gone -> SUSPENDED
-//            failed: [agent: UNFREEZE] -> RUNNING
-//   resume   cell_thaw(own) -> started -> [agent: THAW] -> RUNNING
+//   suspend, resume  vm_sleep.c
 //   end      TERMINATING -> kill -> cell gone -> TERMINATED
 // The cell's end, at any point, comes to vm_cell_gone(), which knows from `op`
 // what it means.
@@ -20,12 +18,11 @@
 
 #define HANDSHAKE_MS 60000
 #define BOOT_MS 300000 // emulated machines take 20 s and more
-#define FREEZE_MS 60000
 #define PARK_MS 120000 // more than the handshake and the stop
 
 // --- timings ----------------------------------------------------------------
 
-static void note(json_t *t, const char *key, uint64_t ns, uint64_t t0)
+void vm_note(json_t *t, const char *key, uint64_t ns, uint64_t t0)
 {
 	if (ns >= t0 && ns)
 		json_object_set_new(
@@ -48,7 +45,7 @@ static json_t *timings_of(struct eng_vm *v)
 
 void vm_note_now(struct eng_vm *v, const char *key)
 {
-	note(timings_of(v), key, util_now_ns(), v->t0);
+	vm_note(timings_of(v), key, util_now_ns(), v->t0);
 }
 
 void vm_note_t0(struct eng_vm *v)
@@ -69,7 +66,7 @@ void eng_vm_late_timings(const struct reg_vm *r, json_t *timings)
 		last = json_object_get(timings, "run");
 	eng_cell_get_times(r->live->cell, &t);
 	if (last && !json_object_get(last, "firstExit"))
-		note(last, "firstExit", t.first_exit, t.t0);
+		vm_note(last, "firstExit", t.first_exit, t.t0);
 }
 
 // --- starting ---------------------------------------------------------------
@@ -90,9 +87,9 @@ void vm_now_running(struct eng_vm *v)
 		v->r->resumes++;
 	v->op = OP_NONE;
 	vm_set_state(v, VM_RUNNING,
-		     resumed	      ? "resumed"
-		     : v->r->pooled   ? "claimed"
-				      : "started",
+		     resumed	    ? "resumed"
+		     : v->r->pooled ? "claimed"
+				    : "started",
 		     "%s", "");
 	if (resumed)
 		vm_op_ended(v, NULL);
@@ -151,10 +148,10 @@ static void cell_started(void *ctx, const struct eng_cell_times *t)
 		return;
 	out = timings_of(v);
 	vm_note_t0(v);
-	note(out, "handed", t->handed, v->t0);
-	note(out, "mapped", t->mapped, v->t0);
-	note(out, "loaded", t->loaded, v->t0);
-	note(out, "firstExit", t->first_exit, v->t0);
+	vm_note(out, "handed", t->handed, v->t0);
+	vm_note(out, "mapped", t->mapped, v->t0);
+	vm_note(out, "loaded", t->loaded, v->t0);
+	vm_note(out, "firstExit", t->first_exit, v->t0);
 	vm_note_now(v, "started");
 	if (v->r->cold && v->op == OP_START) {
 		if (!v->r->agent) { // with one: when vsock is up
@@ -222,8 +219,8 @@ static int start_cold(struct eng_vm *v, const struct vm_run *rq, struct err *e)
 	return eng_cell_boot(v->m->env.cells, &b, &cell_events, v, &v->cell, e);
 }
 
-static int start_thaw(struct eng_vm *v, const void *payload, size_t len,
-		      uint64_t t0, struct err *e)
+int vm_start_thaw(struct eng_vm *v, const void *payload, size_t len,
+		  uint64_t t0, struct err *e)
 {
 	struct eng_thaw_req q = {
 	    .base = v->r->base,
@@ -316,8 +313,9 @@ int eng_vm_run(struct eng_vms *m, const struct vm_run *rq, struct reg_vm **out,
 		vm_pool_join(v);
 	v->t0 = rq->t0;
 	// The restore goes first and the commit runs beside it.
-	rc = rq->cold ? start_cold(v, rq, e)
-		      : start_thaw(v, rq->payload, rq->payload_len, rq->t0, e);
+	rc = rq->cold
+		 ? start_cold(v, rq, e)
+		 : vm_start_thaw(v, rq->payload, rq->payload_len, rq->t0, e);
 	if (rc) {
 		unmake(v);
 		return rc;
@@ -336,189 +334,6 @@ int eng_vm_run(struct eng_vms *m, const struct vm_run *rq, struct reg_vm **out,
 	vm_born(v, rq->token, rq->params);
 	*out = v->r;
 	return 0;
-}
-
-// --- suspend ----------------------------------------------------------------
-
-static void suspend_failed(struct eng_vm *v, const char *why)
-{
-	char text[256];
-
-	snprintf(text, sizeof(text), "suspend failed: %s", why);
-	v->has_cap = false;
-	v->op = OP_NONE;
-	vm_set_state(v, VM_RUNNING, "suspend-failed", "%s", text);
-	if (v->r->agent)
-		vm_log_attach(v);
-	vm_op_ended(v, text);
-}
-
-static void unfrozen(struct eng_vm *v, int rc, const char *why)
-{
-	if (rc)
-		log_warn("%s: its application may still be frozen: %s",
-			 v->r->id, why ? why : err_name(rc));
-	suspend_failed(v, v->op_error);
-}
-
-static void back_to_running(struct eng_vm *v, const char *why)
-{
-	snprintf(v->op_error, sizeof(v->op_error), "%s", why);
-	if (v->r->agent)
-		vm_talk_start(v, FREEZE_MS, vm_encode_unfreeze, unfrozen);
-	else
-		suspend_failed(v, v->op_error);
-}
-
-static void note_suspend(struct eng_vm *v, const struct eng_capture_stats *st)
-{
-	json_t *t =
-	    json_pack("{s:I,s:I,s:I,s:I,s:I}", "parked",
-		      (json_int_t)(st->parked_ns / 1000), "capture",
-		      (json_int_t)(st->total_ns / 1000), "total",
-		      (json_int_t)((util_now_ns() - v->t0) / 1000),
-		      "dirtyMemoryPages", (json_int_t)st->dirty_mem_pages,
-		      "dirtyDiskPages", (json_int_t)st->dirty_disk_pages);
-
-	if (v->freeze_ns)
-		note(t, "freeze", v->freeze_ns, v->t0);
-	json_object_set_new(v->r->timings, "suspend", t);
-}
-
-static void captured(void *ctx, int rc, const char *why,
-		     const struct eng_capture_stats *st)
-{
-	struct eng_vm *v = ctx;
-
-	if (v->op != OP_SUSPEND) // terminate came in between
-		return;
-	if (rc) {
-		back_to_running(v, why ? why : err_name(rc));
-		return;
-	}
-	v->captured = true; // the cell's end follows
-	if (st)
-		note_suspend(v, st);
-}
-
-static void capture(struct eng_vm *v)
-{
-	struct eng_capture_req q = {
-	    // A cold run has no memory snapshot to be a child of.
-	    .image = v->r->cold && !v->r->base_is_own,
-	    .keep_running = false,
-	};
-	struct err e = ERR_INIT;
-
-	util_random(v->cap_id.b, sizeof(v->cap_id.b));
-	q.id = v->cap_id;
-	v->has_cap = true;
-	v->captured = false;
-	if (eng_cell_capture(v->cell, &q, captured, v, &e))
-		back_to_running(v, e.msg);
-}
-
-static void frozen(struct eng_vm *v, int rc, const char *why)
-{
-	if (rc) {
-		back_to_running(v, why ? why : err_name(rc));
-		return;
-	}
-	v->freeze_ns = util_now_ns();
-	vm_log_detach(v);
-	capture(v);
-}
-
-static void suspended(struct eng_vm *v)
-{
-	struct reg_vm *r = v->r;
-	struct pgc_id old = r->own;
-	bool drop_old = r->has_own;
-	uint64_t seq;
-
-	if (r->cold && !r->base_is_own) {
-		// Complete, without a parent: it is its own base from now on.
-		r->base = v->cap_id;
-		r->base_is_own = true;
-	} else {
-		r->own = v->cap_id;
-		r->has_own = true;
-	}
-	v->has_cap = false;
-	v->op = OP_NONE;
-	r->suspends++;
-	seq = vm_set_state(v, VM_SUSPENDED, "requested", "%s", "");
-	vm_op_ended(v, NULL);
-	eng_snaps_drop(v->m, seq, &old, drop_old);
-}
-
-static int wrong_state(const struct reg_vm *r, const char *verb, struct err *e)
-{
-	const struct eng_vm *v = r->live;
-	bool resuming = v && v->op == OP_RESUME;
-
-	return err_set(e, -EBUSY, "MicroVM %s cannot be %s: it is %s%s", r->id,
-		       verb, eng_state_name(r->state),
-		       resuming ? " and being resumed" : "");
-}
-
-int eng_vm_suspend(struct eng_vms *m, struct reg_vm *r, struct err *e)
-{
-	struct eng_vm *v = r->live;
-
-	if (r->state != VM_RUNNING || v->op != OP_NONE)
-		return wrong_state(r, "suspended", e);
-	if (!eng_reg_healthy(m->env.reg, e))
-		return -EIO;
-	vm_pool_unpark(m); // it may just have been claimed
-	v->op = OP_SUSPEND;
-	v->op_error[0] = '\0';
-	v->t0 = util_now_ns();
-	v->freeze_ns = 0;
-	vm_set_state(v, VM_SUSPENDING, "requested", "%s", "");
-	if (r->agent)
-		vm_talk_start(v, FREEZE_MS, vm_encode_freeze, frozen);
-	else
-		capture(v);
-	return 0;
-}
-
-// --- resume -----------------------------------------------------------------
-
-int eng_vm_resume(struct eng_vms *m, struct reg_vm *r, uint64_t t0,
-		  struct err *e)
-{
-	struct eng_vm *v = r->live;
-	int rc;
-
-	if (r->state != VM_SUSPENDED || v->op != OP_NONE)
-		return wrong_state(r, "resumed", e);
-	rc = vm_may_start(m, e);
-	if (!rc && eng_vms_fits(m, r->mem_mib, e)) {
-		e->code = -EAGAIN; // the same sentence, another kind of "no"
-		rc = -EAGAIN;
-	}
-	if (rc)
-		return rc;
-	v->t0 = t0;
-	v->op_error[0] = '\0';
-	v->end_reason[0] = '\0';
-	rc = start_thaw(v, NULL, 0, t0, e);
-	if (rc)
-		return rc;
-	v->op = OP_RESUME;
-	json_object_del(r->timings, "resume");
-	return 0;
-}
-
-static void resume_failed(struct eng_vm *v, const char *why)
-{
-	char text[300];
-
-	snprintf(text, sizeof(text), "resume failed: %s", why);
-	log_warn("%s: %s", v->r->id, text);
-	vm_talk_stop(v);
-	vm_op_ended(v, text);
 }
 
 // --- the end -----------------------------------------------------------------
@@ -582,12 +397,12 @@ void vm_cell_gone(void *ctx, enum eng_end why, const char *detail)
 		break;
 	case OP_SUSPEND:
 		if (v->captured)
-			suspended(v);
+			vm_suspended(v);
 		else
 			vm_ended(v, endings[why].code, text);
 		break;
 	case OP_RESUME:
-		resume_failed(v, text);
+		vm_resume_failed(v, text);
 		break;
 	case OP_START:
 		vm_ended(v,
