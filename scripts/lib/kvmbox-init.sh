@@ -74,6 +74,23 @@ stage1()
 	exec switch_root /new /run/kvmbox/busybox sh /run/kvmbox/init stage2
 }
 
+# The host's pulses (scripts/kvmbox says what for) interrupt one processor. This
+# hands them on to all: waking a task that belongs to one interrupts that.
+pulse()
+{
+	fifos=
+	n=0
+	cpus=$($bb nproc)
+	while [ "$cpus" -gt 1 ] && [ $n -lt "$cpus" ]; do
+		$bb mkfifo $box/pulse$n
+		$bb taskset -c $n $bb cat <>$box/pulse$n >/dev/null &
+		fifos="$fifos $box/pulse$n"
+		n=$((n + 1))
+	done
+	# shellcheck disable=SC2086 # a list of words
+	$bb tee $fifos </dev/vport0p6 >/dev/null
+}
+
 stage2()
 {
 	box=/run/kvmbox
@@ -106,6 +123,7 @@ stage2()
 	while echo alive; do
 		$bb sleep 10
 	done >/dev/vport0p5 &
+	pulse &
 	wait $cmd
 	code=$?
 	# What the command left running may hold its output open.

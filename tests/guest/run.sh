@@ -21,7 +21,10 @@
 #
 #   --list     print the names of the tests and end
 #   --shared   several of these run with the same RESULTS, in boxes of their own:
-#              take only tests that no other one has taken
+#              take only tests that no other one has taken; RESULTS/box-$THAW_BOX
+#              names the one that is running (for scripts/lib/guest-boxes)
+#   --close    run nothing: the tests that have no result are red, and say so
+#   --tests DIR  the tests' folder (default: this one)
 set -euo pipefail
 
 HERE=$(cd "$(dirname "$0")" && pwd -P)
@@ -190,9 +193,27 @@ run_test()
 	fi
 }
 
+# What has no result is red.
+close_tests()
+{
+	local file out
+
+	for file; do
+		out=$results/${file%.*}.out
+		[[ ! -e ${out%.out}.code ]] || continue
+		failed=1
+		if [[ -e $out ]]; then
+			echo "not ok - its machine ended before it" >>"$out"
+		else
+			echo "not ok - never run: no machine was left" >"$out"
+		fi
+		echo "# ${file%.*}: FAILED, $(tail -n 1 "$out" | cut -c10-)"
+	done
+}
+
 main()
 {
-	local tests=() file
+	local tests=() file close=
 
 	bin='' boot='' results='' shared='' failed=0 wedged='' test_pid=''
 	while (($#)); do
@@ -200,7 +221,9 @@ main()
 		--bin) bin=${2:?} && shift ;;
 		--boot) boot=${2:?} && shift ;;
 		--results) results=${2:?} && shift ;;
-		--shared) shared=1 ;;
+		--shared) shared=$results/box-${THAW_BOX:-1} ;;
+		--close) close=1 ;;
+		--tests) HERE=$(cd "${2:?}" && pwd -P) && shift ;;
 		--list)
 			list_tests
 			exit 0
@@ -214,15 +237,19 @@ main()
 		esac
 		shift
 	done
-	[[ -x $bin/thawd ]] || die "no thawd in ${bin:-(--bin is missing)}"
 	[[ -d $results ]] || die "no folder for the results (--results)"
 	((${#tests[@]})) || mapfile -t tests < <(list_tests)
 	((${#tests[@]})) || die "there are no tests in $HERE"
+	if [[ -n $close ]]; then
+		close_tests "${tests[@]}"
+		exit "$failed"
+	fi
+	[[ -x $bin/thawd ]] || die "no thawd in ${bin:-(--bin is missing)}"
 	export THAW_BIN=$bin THAW_KERNEL=$boot/vmlinux THAW_INITRD=$boot/initramfs
 	export PYTHONDONTWRITEBYTECODE=1
 	# A tmpfs: state on the overlay of the box would lack what file systems
 	# of real hosts have (O_TMPFILE).
-	workroot=/run/thaw-tests
+	workroot=${THAW_TESTS_WORK:-/run/thaw-tests}
 	trap 'exit 130' INT
 	trap 'exit 143' TERM HUP
 	trap '[[ -z $test_pid ]] || kill -KILL -- "-$test_pid"' EXIT
@@ -231,7 +258,9 @@ main()
 		[[ -x $HERE/$file ]] || die "no test $HERE/$file"
 		[[ -z $shared ]] || mkdir "$results/$file.taken" 2>/dev/null ||
 			continue
+		[[ -z $shared ]] || echo "$file" >"$shared"
 		run_test "$file"
+		[[ -z $shared ]] || rm "$shared"
 		[[ -z $wedged ]] || {
 			echo "# this machine is not fit for more tests"
 			exit 1
