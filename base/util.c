@@ -128,7 +128,7 @@ void util_hex(char *dst, const void *src, size_t len)
 	dst[2 * len] = '\0';
 }
 
-static int hex_digit(char c)
+int util_hex_digit(char c)
 {
 	if (c >= '0' && c <= '9')
 		return c - '0';
@@ -146,8 +146,8 @@ int util_unhex(void *dst, size_t len, const char *text)
 	if (strlen(text) != 2 * len)
 		return -EINVAL;
 	for (size_t i = 0; i < len; i++) {
-		int hi = hex_digit(text[2 * i]),
-		    lo = hex_digit(text[2 * i + 1]);
+		int hi = util_hex_digit(text[2 * i]),
+		    lo = util_hex_digit(text[2 * i + 1]);
 
 		if (hi < 0 || lo < 0)
 			return -EINVAL;

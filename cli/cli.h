@@ -106,6 +106,8 @@ int cli_open(struct cli *c, struct httpc *h, const char *what,
 // there was no body.
 int cli_call(struct cli *c, const char *what, const char *method,
 	     const char *path, const json_t *body, json_t **out);
+// DELETEs, and prints the answer or, as text, what was deleted.
+int cli_delete(struct cli *c, const char *what, const char *path);
 // Quiet form of GET: returns the exit code, says nothing.
 int cli_try(struct cli *c, const char *path, json_t **out);
 // All pages of a list: an array. Caller decrefs.

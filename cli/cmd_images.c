@@ -80,19 +80,11 @@ int cmd_rmi(struct cli *c)
 			continue;
 		}
 		json_decref(j);
-		j = NULL;
-		code = cli_call(c, c->argv[i], "DELETE", path, NULL, &j);
+		code = cli_delete(c, c->argv[i], path);
 		free(path);
 		worst = code ? code : worst;
 		if (code == CLI_UNREACHABLE)
 			return code;
-		if (code)
-			continue;
-		if (c->json)
-			cli_print_json(j, false);
-		else
-			puts(c->argv[i]);
-		json_decref(j);
 	}
 	return worst;
 }

@@ -92,21 +92,12 @@ static int pool_rm(struct cli *c)
 		return cli_usage(c, "pool rm needs IMAGE");
 	for (int i = 1; i < c->argc; i++) {
 		char *path = cli_path(CLI_OWN "/pools/%s", c->argv[i]);
-		json_t *j = NULL;
-		int code =
-		    cli_call(c, c->argv[i], "DELETE", path, NULL, &j);
+		int code = cli_delete(c, c->argv[i], path);
 
 		free(path);
 		worst = code ? code : worst;
 		if (code == CLI_UNREACHABLE)
 			return code;
-		if (code)
-			continue;
-		if (c->json)
-			cli_print_json(j, false);
-		else
-			puts(c->argv[i]);
-		json_decref(j);
 	}
 	return worst;
 }

@@ -172,6 +172,21 @@ int cli_call(struct cli *c, const char *what, const char *method,
 	return 0;
 }
 
+int cli_delete(struct cli *c, const char *what, const char *path)
+{
+	json_t *j = NULL;
+	int code = cli_call(c, what, "DELETE", path, NULL, &j);
+
+	if (code)
+		return code;
+	if (c->json)
+		cli_print_json(j, false);
+	else
+		puts(what);
+	json_decref(j);
+	return 0;
+}
+
 int cli_try(struct cli *c, const char *path, json_t **out)
 {
 	struct err e = ERR_INIT;

@@ -162,13 +162,8 @@ void eng_agent_put_poweroff(struct wire_writer *w, uint32_t timeout_ms)
 
 // --- frames from the guest --------------------------------------------------
 
-struct head {
-	unsigned type;
-	uint32_t len;
-};
-
-// 0, or -EPROTO when this is no head at all.
-static int parse_head(const uint8_t bytes[AGENT_FRAME_HEAD], struct head *h)
+int eng_agent_head(const uint8_t bytes[AGENT_FRAME_HEAD],
+		   struct eng_agent_head *h)
 {
 	struct wire_reader r = wire_reader_of(bytes, AGENT_FRAME_HEAD);
 	unsigned reserved;
@@ -180,7 +175,7 @@ static int parse_head(const uint8_t bytes[AGENT_FRAME_HEAD], struct head *h)
 	return reserved || h->len > AGENT_FRAME_MAX ? -EPROTO : 0;
 }
 
-static bool answer_fits(const struct head *h)
+static bool answer_fits(const struct eng_agent_head *h)
 {
 	switch (h->type) {
 	case AGENT_OK:
@@ -248,7 +243,7 @@ struct eng_agent_call {
 	size_t len, off; // of the opening: bytes, and those sent
 	uint8_t head[AGENT_FRAME_HEAD];
 	size_t got; // of head and payload
-	struct head h;
+	struct eng_agent_head h;
 	uint8_t payload[ANSWER_MAX];
 	char text[ERROR_TEXT_MAX];
 	void (*cb)(void *ctx, const struct eng_agent_answer *a);
@@ -352,7 +347,7 @@ static void call_recv(struct eng_agent_call *call)
 		}
 		call->got += (size_t)n;
 		if (in_head && call->got == AGENT_FRAME_HEAD &&
-		    (parse_head(call->head, &call->h) < 0 ||
+		    (eng_agent_head(call->head, &call->h) < 0 ||
 		     !answer_fits(&call->h))) {
 			done(call, -EPROTO,
 			     "the guest's answer is not one of the protocol");
@@ -461,9 +456,9 @@ static void log_end(struct eng_agent_log *lg)
 // Takes the head of a LOGDATA frame; false when it is none.
 static bool log_head(struct eng_agent_log *lg)
 {
-	struct head h;
+	struct eng_agent_head h;
 
-	if (parse_head(lg->head, &h) < 0 || h.type != AGENT_LOGDATA ||
+	if (eng_agent_head(lg->head, &h) < 0 || h.type != AGENT_LOGDATA ||
 	    h.len < 1 || lg->head[AGENT_FRAME_HEAD] < 1 ||
 	    lg->head[AGENT_FRAME_HEAD] > 3)
 		return false;

@@ -53,6 +53,14 @@ eng_agent_call(struct eng_loop *l, int fd, const void *opening, size_t len,
 	       void *ctx, struct err *e);
 void eng_agent_cancel(struct eng_agent_call *call); // NULL is fine
 
+// The head of a frame from the guest: 0, or -EPROTO when it is none.
+struct eng_agent_head {
+	unsigned type;
+	uint32_t len; // of what follows; at most AGENT_FRAME_MAX
+};
+int eng_agent_head(const uint8_t bytes[AGENT_FRAME_HEAD],
+		   struct eng_agent_head *h);
+
 struct eng_probe {
 	bool listening, app_running;
 	uint32_t app_exit;

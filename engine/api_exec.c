@@ -4,6 +4,7 @@
 // The connection is taken over at once, so that a client that goes away is
 // noticed and its command is given up.
 #include "api.h"
+#include "jtext.h"
 
 #include "agent.h"
 
@@ -137,24 +138,19 @@ static void exec_frames(struct exec *x)
 	size_t at = 0;
 
 	while (x->in_len - at >= AGENT_FRAME_HEAD) {
-		struct wire_reader r =
-		    wire_reader_of(x->in + at, AGENT_FRAME_HEAD);
-		unsigned type = wire_get_u8(&r);
-		unsigned zero = wire_get_u8(&r);
-		uint32_t len;
+		struct eng_agent_head h;
 
-		zero |= wire_get_u16(&r);
-		len = wire_get_u32(&r);
-		if (zero || len > AGENT_FRAME_MAX) {
+		if (eng_agent_head(x->in + at, &h)) {
 			exec_fail(x, -EIO,
 				  "the guest's agent sent a bad frame");
 			return;
 		}
-		if (x->in_len - at < AGENT_FRAME_HEAD + len)
+		if (x->in_len - at < AGENT_FRAME_HEAD + h.len)
 			break;
-		if (!exec_frame(x, type, x->in + at + AGENT_FRAME_HEAD, len))
+		if (!exec_frame(x, h.type, x->in + at + AGENT_FRAME_HEAD,
+				h.len))
 			return;
-		at += AGENT_FRAME_HEAD + len;
+		at += AGENT_FRAME_HEAD + h.len;
 	}
 	x->in_len -= at;
 	memmove(x->in, x->in + at, x->in_len);
@@ -198,18 +194,6 @@ static const struct check_field exec_fields[] = {
     {"timeoutSeconds", CHECK_INT, false, 1, 3600},
 };
 
-static const char **list_of(json_t *list)
-{
-	size_t n = json_array_size(list);
-	const char **out = calloc(n + 1, sizeof(*out));
-
-	if (!out)
-		abort();
-	for (size_t i = 0; i < n; i++)
-		out[i] = json_string_value(json_array_get(list, i));
-	return out;
-}
-
 static json_int_t int_or(json_t *body, const char *key, json_int_t other)
 {
 	json_t *v = json_object_get(body, key);
@@ -230,8 +214,8 @@ static void put_stdin(struct wire_writer *w, const void *p, size_t n)
 static void encode(struct wire_writer *w, json_t *body, bool upgrade)
 {
 	cleanup_free const char **argv =
-	    list_of(json_object_get(body, "command"));
-	cleanup_free const char **env = list_of(json_object_get(body, "env"));
+	    jt_texts(json_object_get(body, "command"));
+	cleanup_free const char **env = jt_texts(json_object_get(body, "env"));
 	json_t *in = json_object_get(body, "stdin");
 	const char *p = json_string_value(in);
 	size_t left = json_string_length(in);

@@ -162,17 +162,6 @@ static bool peer_allowed(struct http_server *s, int fd, struct http_req *r)
 
 // --- parsing -----------------------------------------------------------------
 
-static int hex_value(char c)
-{
-	if (c >= '0' && c <= '9')
-		return c - '0';
-	if (c >= 'a' && c <= 'f')
-		return c - 'a' + 10;
-	if (c >= 'A' && c <= 'F')
-		return c - 'A' + 10;
-	return -1;
-}
-
 // Decodes in place. Refuses broken escapes and what no name may hold.
 static bool decode(char *s)
 {
@@ -182,8 +171,8 @@ static bool decode(char *s)
 		unsigned char c = (unsigned char)*s;
 
 		if (c == '%') {
-			int hi = hex_value(s[1]);
-			int lo = hi < 0 ? -1 : hex_value(s[2]);
+			int hi = util_hex_digit(s[1]);
+			int lo = hi < 0 ? -1 : util_hex_digit(s[2]);
 
 			if (lo < 0)
 				return false;

@@ -5,6 +5,7 @@
 // fails, is cancelled or dies with thawd leaves no version, and its half-made
 // snapshots are orphans that the next start removes.
 #include "image.h"
+#include "jtext.h"
 
 #include "api_check.h"
 
@@ -422,18 +423,6 @@ static void build_log(void *ctx, const char *text, size_t n)
 		b->ev.log(b->ctx, text, n);
 }
 
-static const char **string_list(json_t *list)
-{
-	size_t n = json_array_size(list);
-	const char **out = calloc(n + 1, sizeof(*out));
-
-	if (!out)
-		abort();
-	for (size_t i = 0; i < n; i++)
-		out[i] = json_string_value(json_array_get(list, i));
-	return out;
-}
-
 static int start_build(struct image_build *b, uid_t uid, gid_t gid,
 		       struct err *e)
 {
@@ -441,9 +430,9 @@ static int start_build(struct image_build *b, uid_t uid, gid_t gid,
 	    .progress = build_progress, .log = build_log, .done = build_done};
 	cleanup_free char *config = json_dumps(b->spec, JSON_COMPACT);
 	cleanup_free const char **argv =
-	    string_list(json_object_get(b->spec, "entrypoint"));
+	    jt_texts(json_object_get(b->spec, "entrypoint"));
 	cleanup_free const char **env =
-	    string_list(json_object_get(b->spec, "env"));
+	    jt_texts(json_object_get(b->spec, "env"));
 	struct eng_build_req q = {
 	    .name = b->name,
 	    .rootfs = text_of(b->spec, "rootfs"),

@@ -230,3 +230,15 @@ char *jt_take(struct jtext *t)
 	t->comma = false;
 	return ptr_steal(t->s);
 }
+
+const char **jt_texts(const json_t *list)
+{
+	size_t n = json_array_size(list);
+	const char **out = calloc(n + 1, sizeof(*out));
+
+	if (!out)
+		abort();
+	for (size_t i = 0; i < n; i++)
+		out[i] = json_string_value(json_array_get(list, i));
+	return out;
+}

@@ -38,4 +38,8 @@ void jt_json(struct jtext *t, const char *key, const json_t *v);
 // The text, with its end, for free().
 char *jt_take(struct jtext *t);
 
+// The other way: the texts of an array (or of nothing), NULL-terminated, for
+// free(). They stay the array's.
+const char **jt_texts(const json_t *list);
+
 #endif

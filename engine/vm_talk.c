@@ -4,6 +4,7 @@
 // stream ends at once or never, so a conversation is tried again until its
 // deadline. Only an answer of the agent itself (OK or ERROR) ends it early.
 #include "vm_internal.h"
+#include "jtext.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -160,19 +161,6 @@ void vm_encode_unfreeze(struct eng_vm *v, struct wire_writer *w)
 	eng_agent_put_unfreeze(w);
 }
 
-// Texts of a JSON array, NULL-terminated; the strings stay the array's.
-static const char **texts(json_t *list)
-{
-	size_t n = json_array_size(list);
-	const char **out = calloc(n + 1, sizeof(*out));
-
-	if (!out)
-		abort();
-	for (size_t i = 0; i < n; i++)
-		out[i] = json_string_value(json_array_get(list, i));
-	return out;
-}
-
 static const char *spec_text(json_t *spec, const char *key)
 {
 	const char *s = json_string_value(json_object_get(spec, key));
@@ -197,8 +185,8 @@ void vm_encode_start(struct eng_vm *v, struct wire_writer *w)
 		w->bad = true;
 		return;
 	}
-	argv = texts(json_object_get(ver->spec, "entrypoint"));
-	env = texts(json_object_get(ver->spec, "env"));
+	argv = jt_texts(json_object_get(ver->spec, "entrypoint"));
+	env = jt_texts(json_object_get(ver->spec, "env"));
 	eng_agent_put_start(w,
 			    &(struct eng_app_spec){
 				.argv = argv,

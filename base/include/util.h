@@ -66,6 +66,7 @@ void util_random(void *buf, size_t len);
 
 // Lower-case hex of `len` bytes into dst, which has room for 2*len+1.
 void util_hex(char *dst, const void *src, size_t len);
+int util_hex_digit(char c); // its value, or -1
 // Parses exactly 2*len hex digits; 0 or -EINVAL.
 int util_unhex(void *dst, size_t len, const char *text);
 

@@ -170,6 +170,19 @@ static int save_state(struct cell *c, int *fd, size_t *len, struct err *e)
 	return 0;
 }
 
+// Stops the guest, with its disk requests done and its events told.
+static int stop_guest(struct device_thread *d, uint32_t timeout_ms,
+		      struct err *e)
+{
+	int rc;
+
+	blk_eager(d->cell->disk, true);
+	rc = vmm_pause(d->cell->vm, (int)MIN(timeout_ms, 60000u), e);
+	blk_eager(d->cell->disk, false);
+	drain_events(d);
+	return rc;
+}
+
 static void do_pause(struct device_thread *d, uint32_t timeout_ms)
 {
 	uint8_t buf[CP_HEAD + 8];
@@ -177,12 +190,8 @@ static void do_pause(struct device_thread *d, uint32_t timeout_ms)
 	struct err e = ERR_INIT;
 	cleanup_fd int fd = -1;
 	size_t len = 0;
-	int rc;
+	int rc = stop_guest(d, timeout_ms, &e);
 
-	blk_eager(d->cell->disk, true);
-	rc = vmm_pause(d->cell->vm, (int)MIN(timeout_ms, 60000u), &e);
-	blk_eager(d->cell->disk, false);
-	drain_events(d);
 	if (rc) {
 		report_rc(CP_PAUSED, rc, e.msg);
 		return;
@@ -256,12 +265,8 @@ static void do_unpause(struct device_thread *d)
 static void do_park(struct device_thread *d, uint32_t timeout_ms, int fd)
 {
 	struct err e = ERR_INIT;
-	int rc;
+	int rc = stop_guest(d, timeout_ms, &e);
 
-	blk_eager(d->cell->disk, true);
-	rc = vmm_pause(d->cell->vm, (int)MIN(timeout_ms, 60000u), &e);
-	blk_eager(d->cell->disk, false);
-	drain_events(d);
 	if (rc) {
 		close(fd);
 	} else {
