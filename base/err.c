@@ -58,10 +58,3 @@ int err_wrap(struct err *e, int rc, const char *fmt, ...)
 	}
 	return rc;
 }
-
-const char *err_name(int code)
-{
-	const char *name = strerrorname_np(code < 0 ? -code : code);
-
-	return name ? name : "EUNKNOWN";
-}

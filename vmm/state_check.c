@@ -6,9 +6,10 @@
 // restore passes here. The layout is canonical (sections in table order,
 // without gaps, padding zero), so that a state has exactly one encoding and
 // every byte of it is covered by a check: a flipped bit anywhere is found.
+#include <cpuid.h>
 #include <errno.h>
+#include <stdatomic.h>
 #include <string.h>
-#include <sys/platform/x86.h>
 
 #include "vmm_internal.h"
 
@@ -43,11 +44,25 @@ crc32c_hard(uint32_t crc, const uint8_t *p, size_t len)
 	return crc;
 }
 
+// Asked once: CPUID leaves a VM, and costs microseconds where thaw runs in one.
+static bool has_sse42(void)
+{
+	static _Atomic int known = -1;
+	int has = atomic_load_explicit(&known, memory_order_relaxed);
+	unsigned a, b, c, d;
+
+	if (has < 0) {
+		__cpuid(1, a, b, c, d);
+		has = (c & bit_SSE4_2) != 0;
+		atomic_store_explicit(&known, has, memory_order_relaxed);
+	}
+	return has != 0;
+}
+
 uint32_t crc32c(uint32_t crc, const void *p, size_t len)
 {
 	crc = ~crc;
-	crc = CPU_FEATURE_ACTIVE(SSE4_2) ? crc32c_hard(crc, p, len)
-					 : crc32c_soft(crc, p, len);
+	crc = has_sse42() ? crc32c_hard(crc, p, len) : crc32c_soft(crc, p, len);
 	return ~crc;
 }
 

@@ -509,14 +509,18 @@ int main(int argc, char **argv)
 	if (vmm_facts_load(CP_FD_HOST, &e))
 		cell_die(&e);
 	close(CP_FD_HOST);
+#ifdef __GLIBC__ // musl's allocator has one arena, and keeps no top
 	mallopt(M_ARENA_MAX, 1);
+#endif
 	make_uffd(&cell);
 	if (mem_mib == 0 && vcpus == 0)
 		make_blank(&cell);
 	else if (cell_make_vm(&cell, mem_mib, vcpus, &e))
 		cell_die(&e);
 	start_vcpu0(&cell);
+#ifdef __GLIBC__
 	malloc_trim(0);
+#endif
 	hello(&cell);
 	dev.stash_tail = &dev.stash;
 	device_loop(&dev);

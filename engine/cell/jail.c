@@ -36,7 +36,7 @@ static int limit(int what, rlim_t v, struct err *e)
 {
 	struct rlimit lim = {v, v};
 
-	if (setrlimit((__rlimit_resource_t)what, &lim) < 0)
+	if (setrlimit(what, &lim) < 0)
 		return err_sys(e, "jail: cannot set resource limit %d", what);
 	return 0;
 }
