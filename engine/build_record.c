@@ -14,11 +14,7 @@ enum {
 	PROBE_MS = 50,
 	CALL_MS = 60000,
 	RECORD_S = 120,
-	// How long a guest without an agent is watched: at least this, and as
-	// long as it needs pages that it did not need before.
-	ALONE_MS = 300,
-	ALONE_MORE_MS = 100,
-	ALONE_MOST = 100, // times
+	ALONE_MS = 300, // how long a guest without an agent is watched
 };
 
 static void greet(struct eng_build *b);
@@ -189,25 +185,12 @@ static void greet(struct eng_build *b)
 	build_agent(b, &w, CALL_MS, greeted);
 }
 
-static void watch_alone(struct eng_build *b)
-{
-	const uint32_t *pgnos;
-	size_t n = eng_cell_recorded(b->cell, &pgnos);
-
-	if (n == b->watched || ++b->watches > ALONE_MOST) {
-		enough(b);
-		return;
-	}
-	b->watched = n;
-	eng_timer_set(b->step, ALONE_MORE_MS);
-}
-
 void build_record_step(struct eng_build *b)
 {
 	if (b->call || b->ask || b->recorded)
 		return;
 	if (b->req.kernel)
-		watch_alone(b);
+		enough(b);
 	else if (b->greeted)
 		ask(b);
 	else

@@ -279,6 +279,7 @@ struct populate {
 	struct lay_list *list; // a reference
 	const uint32_t *pgnos; // its
 	size_t n, at;
+	bool missed; // a page that it wanted
 };
 
 static void populate_some(void *ctx);
@@ -287,6 +288,7 @@ static void populate_end(struct populate *po)
 {
 	struct cell_proc *p = po->p;
 
+	p->populated = !po->missed && po->list == po->sn->lay;
 	lay_list_put(po->list);
 	eng_snap_put(po->sn);
 	free(po);
@@ -308,6 +310,7 @@ static uint32_t next_run(struct populate *po, uint32_t *first)
 			break;
 		have = pgc_template_have(po->sn->tmpl[PGC_MEM],
 					 pgno & ~PGC_WRITTEN);
+		po->missed |= have == PGC_MISSING || have == PGC_FILLING;
 		// Written ones get their own page at once, or soon.
 		if ((pgno & PGC_WRITTEN) || have != PGC_FILLED ||
 		    eng_snap_in_zero(po->sn, pgno, &end)) {
@@ -334,10 +337,12 @@ static void populate_some(void *ctx)
 		    .mode = UFFDIO_CONTINUE_MODE_DONTWAKE,
 		};
 
-		if (p->dying || p->cell) // its guest is faster by now
+		if (p->dying || p->cell) { // its guest is faster by now
 			po->at = po->n;
-		else if (len) // EEXIST and the like: its faults will do
+			po->missed = true;
+		} else if (len) { // EEXIST and the like: its faults will do
 			(void)ioctl(p->uffd, UFFDIO_CONTINUE, &m);
+		}
 	}
 	if (po->at < po->n)
 		eng_loop_defer(p->c->loop, populate_some, po, "populate");
@@ -354,6 +359,7 @@ static void populate(struct cell_proc *p, struct eng_snap *sn)
 	po->p = p;
 	po->sn = sn;
 	po->list = lay_list_get(sn, &po->pgnos, &po->n);
+	po->missed = po->n > MAX_POPULATE;
 	po->n = MIN(po->n, (size_t)MAX_POPULATE);
 	sn->refs++;
 	p->jobs++;

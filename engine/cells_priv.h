@@ -89,6 +89,7 @@ struct cell_proc {
 	enum proc_state state;
 	bool dying, exited;
 	bool blank;	// was started without a size
+	bool populated; // with its image's read set, as it is now
 	uint64_t id;
 	unsigned slot;
 	pid_t pid;

@@ -1,19 +1,19 @@
-// The write set, put into a clone's page tables ahead of its vCPU, by a worker.
+// The working set, put into a clone's page tables ahead of its vCPU, by a worker.
 //
-// These are pages that an image's clones make their own soon after a thaw:
+// The write set, pages that an image's clones make their own soon after a thaw:
 // each clone is given them as its own. A page that a guest first reads and then
 // writes costs it two faults of the guest, one of the host, and a copy under the
 // notifiers of KVM; a private copy that is there already costs a fraction,
 // on another core. UFFDIO_COPY puts a page only where there is none, so whatever
 // the guest or a fault was first with stays (EEXIST).
 //
-// The read set is not put anywhere: the host's fault maps sixteen pages at once,
-// and a worker that did it ahead took more from the vCPU than it gave
-// (docs/PERFORMANCE.md). Cells that are prepared get it while nobody waits
-// (cell_prepare.c).
+// The read set, the rest: mapped by UFFDIO_CONTINUE (zeroes by UFFDIO_ZEROPAGE),
+// neighbours by one call, so that the guest's touch finds the host's page table
+// filled. A cell that was prepared has them already, unless more was learned
+// since.
 //
-// In the order in which the pages were needed before, as soon as the template has
-// each: the worker waits for prefetch.
+// Both in the order in which they were needed before, as soon as the template has
+// each page: the worker waits for prefetch.
 //
 // The list is a hint, the contents are not: a page is read from the template only
 // while that is pinned and the page is filled.
@@ -30,6 +30,7 @@ enum {
 	CL = PGC_CLUSTER_PAGES,
 	PAUSE_US = 50,
 	PATIENCE_US = 50000, // without progress
+	READ_MAX = 16384,    // pages of the read set: 64 MiB
 	THREADS = 2,	     // of all cells
 };
 
@@ -64,6 +65,8 @@ void lay_replace(struct eng_snap *sn, uint32_t *pgnos, size_t n)
 
 	lay_list_put(sn->lay);
 	sn->lay = l;
+	for (struct cell_proc *p = sn->c->procs; p; p = p->next)
+		p->populated = p->populated && p->snap != sn;
 	if (!l) {
 		free(pgnos);
 		return;
@@ -92,6 +95,8 @@ struct lay_set {
 	struct pgc_template *t;
 	atomic_bool stop; // the cell ends
 	bool mapped;	  // a page went in
+	bool reads;	  // the read set too
+	size_t nread;
 	unsigned waited_us;
 	uint8_t buf[CL * PGC_PAGE];
 };
@@ -134,6 +139,24 @@ static int64_t copy(struct lay_set *s, uint64_t dst, uint64_t at, uint64_t len)
 	return outcome(s, c.copy, rc);
 }
 
+// Maps pages of the template, or zeroes.
+static int64_t map(struct lay_set *s, uint64_t dst, uint64_t len, bool zero)
+{
+	struct uffdio_continue m = {
+	    .range = {dst, len},
+	    .mode = UFFDIO_CONTINUE_MODE_DONTWAKE,
+	};
+	struct uffdio_zeropage z = {
+	    .range = {dst, len},
+	    .mode = UFFDIO_ZEROPAGE_MODE_DONTWAKE,
+	};
+	int rc = zero ? ioctl(s->job.proc->uffd, UFFDIO_ZEROPAGE, &z)
+		      : ioctl(s->job.proc->uffd, UFFDIO_CONTINUE, &m);
+
+	rc = rc < 0 ? errno : 0;
+	return outcome(s, zero ? z.zeropage : m.mapped, rc);
+}
+
 // How many of the list's pages from `i` on are neighbours of one cluster and
 // alike.
 static size_t run_at(const struct lay_set *s, size_t i, enum pgc_have *have)
@@ -158,22 +181,30 @@ static int lay_run(struct lay_set *s, uint32_t first, size_t n,
 {
 	uint64_t pgno = first & ~PGC_WRITTEN, at = 0, len = n * PGC_PAGE, end;
 	uint64_t dst = s->job.proc->mem_base + pgno * PGC_PAGE;
+	bool own = first & PGC_WRITTEN;
 
 	if (have == PGC_ZERO && eng_snap_in_zero(s->job.cell->base, pgno, &end))
 		return 0; // anonymous: nothing to gain
-	if (have == PGC_ZERO)
+	if (have == PGC_ZERO && own)
 		memset(s->buf, 0, len);
-	else if (util_pread_all(pgc_template_fd(s->t), s->buf, len,
+	else if (own && util_pread_all(pgc_template_fd(s->t), s->buf, len,
 				       (off_t)(pgno * PGC_PAGE)))
 		return -EIO;
 	while (at < len) {
-		int64_t did = copy(s, dst, at, len);
+		int64_t did =
+		    own ? copy(s, dst, at, len)
+			: map(s, dst + at, len - at, have == PGC_ZERO);
 
 		if (did < 0)
 			return (int)did;
 		at += (uint64_t)did;
 	}
 	return 0;
+}
+
+static bool wanted(struct lay_set *s, uint32_t pgno)
+{
+	return pgno & PGC_WRITTEN || (s->reads && s->nread < READ_MAX);
 }
 
 static void lay_work(struct cell_job *j)
@@ -186,7 +217,7 @@ static void lay_work(struct cell_job *j)
 		enum pgc_have have;
 
 		n = 1;
-		if (!(l->pgnos[i] & PGC_WRITTEN))
+		if (!wanted(s, l->pgnos[i]))
 			continue;
 		n = run_at(s, i, &have);
 		if (have == PGC_MISSING || have == PGC_FILLING) {
@@ -197,6 +228,7 @@ static void lay_work(struct cell_job *j)
 		}
 		if (lay_run(s, l->pgnos[i], n, have))
 			return;
+		s->nread += l->pgnos[i] & PGC_WRITTEN ? 0 : n;
 	}
 }
 
@@ -216,10 +248,11 @@ void lay_start(struct eng_cell *cell)
 {
 	struct eng_cells *c = cell->c;
 	struct eng_snap *sn = cell->base;
+	bool reads = !cell->proc->populated;
 	struct lay_set *s;
 
-	if (!sn || !sn->lay || !sn->lay->nwritten || cell->own ||
-	    cell->record || cell->is_boot)
+	if (!sn || !sn->lay || cell->own || cell->record || cell->is_boot ||
+	    (!reads && !sn->lay->nwritten))
 		return;
 	if (!c->layers && eng_jobs_create(&c->layers, c->loop, THREADS, NULL))
 		return;
@@ -228,6 +261,7 @@ void lay_start(struct eng_cell *cell)
 		return;
 	memset(s, 0, offsetof(struct lay_set, buf));
 	s->job.pool = c->layers;
+	s->reads = reads;
 	s->list = sn->lay;
 	s->list->refs++;
 	s->t = sn->tmpl[PGC_MEM];

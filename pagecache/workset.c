@@ -9,8 +9,8 @@
 // A file that is not right counts as none, and the pages of a frame that is not
 // right are read from the packs instead.
 //
-// Order. What was named of a cluster comes together, at its first mention:
-// neighbours are installed by one call, which costs half.
+// Order. Pages of one group (16 KiB) that were all named come together, at the
+// group's first mention: neighbours are installed by one call, which costs half.
 //
 // `written` pages are those that the guest made its own; what reads it must
 // not take more from that than a hint.
@@ -308,7 +308,7 @@ struct ws_writer {
 	uint8_t pages[WS_FRAME_MAX];
 };
 
-enum { WRITE_BUF = 1 << 20, GROUP = PGC_CLUSTER_PAGES };
+enum { WRITE_BUF = 1 << 20, GROUP = 4 };
 
 // Marks what is named: two bits a page, named and written.
 static int mark_pages(uint8_t *marks, uint64_t npages, const uint32_t *pgnos,
@@ -326,7 +326,7 @@ static int mark_pages(uint8_t *marks, uint64_t npages, const uint32_t *pgnos,
 	return 0;
 }
 
-// The list: clusters in order of first mention, in each what was named of it.
+// The list: groups in order of first mention, in each what was named of it.
 static int list_pages(struct ws_writer *w, const uint32_t *pgnos, size_t n,
 		      struct err *e)
 {

@@ -127,8 +127,8 @@ int pgc_snap_set_workset(struct pgc_store *s, const struct pgc_id *id,
 // makes anew. Handles that are open keep them. Any thread.
 int pgc_snap_drop_worksets(struct pgc_store *s, const struct pgc_id *id,
 			   struct err *e);
-// As it was recorded, but what was named of a cluster comes at its first
-// mention, by page number; no page twice.
+// As it was recorded, but what was named of a group of 4 pages (aligned) comes
+// at the group's first mention, by page number; no page twice.
 size_t pgc_snap_workset(const struct pgc_snap *sn, enum pgc_stream st,
 			const uint32_t **pgnos); // borrowed
 void pgc_snap_get_stats(const struct pgc_snap *sn, struct pgc_snap_stats *out);

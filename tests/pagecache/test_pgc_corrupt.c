@@ -384,43 +384,6 @@ Test(corrupt, a_damaged_working_set_is_ignored_and_reported)
 	free(good);
 }
 
-// Whole, but of another version, it counts as none; the snapshot is as before.
-Test(corrupt, a_working_set_of_another_version_counts_as_none)
-{
-	static const uint32_t versions[] = {1, WS_VERSION - 1, WS_VERSION + 1};
-	char path[PATH_MAX];
-	struct pgc_store *s;
-	struct pgc_snap *sn;
-	const uint32_t *ws;
-	struct fix f;
-	uint8_t *p;
-	size_t len;
-
-	setup(&f);
-	cr_assert(find_file(path, f.dir, "snaps", ".ws"));
-	p = slurp(path, &len);
-	s = open_store(f.dir);
-	for (size_t i = 0; i < ARRAY_SIZE(versions); i++) {
-		put_le32(p + 8, versions[i]);
-		put_le32(p + 12, versions[i]);
-		put_le64(p + 120, hash64(p, WS_HEADER - 8));
-		spew(path, p, len);
-		sn = open_snap(s, &f.a);
-		cr_assert_eq(pgc_snap_workset(sn, PGC_MEM, &ws), 0);
-		pgc_snap_unref(sn);
-	}
-	put_le32(p + 8, WS_VERSION);
-	put_le32(p + 12, WS_VERSION);
-	put_le64(p + 120, hash64(p, WS_HEADER - 8));
-	spew(path, p, len);
-	sn = open_snap(s, &f.a);
-	cr_assert_eq(pgc_snap_workset(sn, PGC_MEM, &ws), 3);
-	pgc_snap_unref(sn);
-	pgc_store_close(s);
-	teardown(&f);
-	free(p);
-}
-
 // A corrupt old record is not deduplicated against: the page is stored anew.
 Test(corrupt, building_over_a_corrupt_record_heals)
 {

@@ -336,8 +336,8 @@ Test(roundtrip, worksets)
 	struct pgc_id id = id_of(1);
 	uint8_t *p = mixed(64, 0);
 	uint32_t ws[] = {60, 7, 3 | PGC_WRITTEN, 61, 3}, beyond[] = {64};
-	// By clusters in order of mention, nothing beside.
-	uint32_t want[] = {60, 61, 3 | PGC_WRITTEN, 7};
+	// By groups of 4 in order of mention, nothing beside.
+	uint32_t want[] = {60, 61, 7, 3 | PGC_WRITTEN};
 	const uint32_t *got;
 	struct pgc_snap *old, *sn;
 	char path[PATH_MAX];
