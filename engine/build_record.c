@@ -86,7 +86,7 @@ static void enough(struct eng_build *b)
 		b->workset_len = n;
 	}
 	if (!build_progress(b, "record", 100, "working set: %zu KiB",
-			    n * (PGC_PAGE / 1024)))
+			    n * PGC_CLUSTER_PAGES * (PGC_PAGE / 1024)))
 		return;
 	// gone() goes on; a copy that ends by itself now is as good.
 	b->recorded = true;

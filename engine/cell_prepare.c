@@ -210,7 +210,8 @@ bool prepared_evict(struct eng_cells *c)
 
 // --- preparing --------------------------------------------------------------
 
-static int send_prepare(struct cell_proc *p, struct eng_snap *sn, struct err *e)
+static int send_prepare(struct cell_proc *p, struct eng_snap *sn,
+			struct err *e)
 {
 	static uint8_t buf[CP_MSG_MAX]; // the loop's, used in one go
 	static struct cp_start s;
@@ -275,11 +276,9 @@ bool prepared_assign(struct cell_proc *p)
 
 struct populate {
 	struct cell_proc *p;
-	struct eng_snap *sn;   // a reference
-	struct lay_list *list; // a reference
-	const uint32_t *pgnos; // its
+	struct eng_snap *sn; // a reference
+	const uint32_t *pgnos;
 	size_t n, at;
-	bool missed; // a page that it wanted
 };
 
 static void populate_some(void *ctx);
@@ -288,8 +287,6 @@ static void populate_end(struct populate *po)
 {
 	struct cell_proc *p = po->p;
 
-	p->populated = !po->missed && po->list == po->sn->lay;
-	lay_list_put(po->list);
 	eng_snap_put(po->sn);
 	free(po);
 	p->c->jobs_running--;
@@ -304,16 +301,14 @@ static uint32_t next_run(struct populate *po, uint32_t *first)
 
 	for (; po->at < po->n && len < PGC_CLUSTER_PAGES; po->at++) {
 		uint32_t pgno = po->pgnos[po->at];
-		enum pgc_have have;
 
 		if (len && pgno != *first + len)
 			break;
-		have = pgc_template_have(po->sn->tmpl[PGC_MEM],
-					 pgno & ~PGC_WRITTEN);
-		po->missed |= have == PGC_MISSING || have == PGC_FILLING;
 		// Written ones get their own page at once, or soon.
-		if ((pgno & PGC_WRITTEN) || have != PGC_FILLED ||
-		    eng_snap_in_zero(po->sn, pgno, &end)) {
+		if ((pgno & PGC_WRITTEN) ||
+		    eng_snap_in_zero(po->sn, pgno, &end) ||
+		    pgc_template_have(po->sn->tmpl[PGC_MEM], pgno) !=
+			PGC_FILLED) {
 			po->at++;
 			break;
 		}
@@ -337,12 +332,10 @@ static void populate_some(void *ctx)
 		    .mode = UFFDIO_CONTINUE_MODE_DONTWAKE,
 		};
 
-		if (p->dying || p->cell) { // its guest is faster by now
+		if (p->dying || p->cell) // its guest is faster by now
 			po->at = po->n;
-			po->missed = true;
-		} else if (len) { // EEXIST and the like: its faults will do
+		else if (len) // EEXIST and the like: its faults will do
 			(void)ioctl(p->uffd, UFFDIO_CONTINUE, &m);
-		}
 	}
 	if (po->at < po->n)
 		eng_loop_defer(p->c->loop, populate_some, po, "populate");
@@ -358,8 +351,7 @@ static void populate(struct cell_proc *p, struct eng_snap *sn)
 		return;
 	po->p = p;
 	po->sn = sn;
-	po->list = lay_list_get(sn, &po->pgnos, &po->n);
-	po->missed = po->n > MAX_POPULATE;
+	po->n = pgc_snap_workset(sn->sn, PGC_MEM, &po->pgnos);
 	po->n = MIN(po->n, (size_t)MAX_POPULATE);
 	sn->refs++;
 	p->jobs++;

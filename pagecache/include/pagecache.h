@@ -37,7 +37,7 @@ struct pgc_store;
 
 struct pgc_options {
 	size_t struct_size;
-	bool no_uring;	 // the plain fallback, as if io_uring were refused
+	bool no_uring;   // force the plain fallback (also when io_uring is refused)
 	bool keep_index; // tests: do not rebuild the index from the packs
 };
 
@@ -51,7 +51,7 @@ void pgc_store_close(struct pgc_store *s); // NULL is fine
 struct pgc_store_stats {
 	uint64_t pages, raw_bytes, stored_bytes; // unique pages and their sizes
 	uint64_t pack_bytes, index_bytes, map_bytes, packs, snapshots;
-	bool uring;		// io_uring in use
+	bool uring; // io_uring in use
 	uint64_t workset_bytes; // not in map_bytes
 };
 void pgc_store_get_stats(struct pgc_store *s, struct pgc_store_stats *out);
@@ -87,16 +87,13 @@ int pgc_builder_commit(struct pgc_builder *b, struct err *e);
 void pgc_builder_abort(struct pgc_builder *b); // consumes; NULL is fine
 
 struct pgc_snap_stats {
-	uint64_t pages[PGC_NUM_STREAMS];   // length of the streams
-	uint64_t nonzero[PGC_NUM_STREAMS]; // pages that are not zero
-	uint64_t own[PGC_NUM_STREAMS]; // pages that differ from the parent's
-	// Pack bytes that this snapshot was first to store.
-	uint64_t stored_bytes;
-	// Compressed bytes of all pages it references, once each.
-	uint64_t unique_bytes;
-	uint64_t map_bytes; // its snapshot file
-	// Its working sets' files, as this handle has them.
-	uint64_t workset_bytes;
+	uint64_t pages[PGC_NUM_STREAMS];     // length of the streams
+	uint64_t nonzero[PGC_NUM_STREAMS];   // pages that are not zero
+	uint64_t own[PGC_NUM_STREAMS];       // pages that differ from the parent's
+	uint64_t stored_bytes;  // pack bytes that this snapshot was first to store
+	uint64_t unique_bytes;  // compressed bytes of all pages it references, once each
+	uint64_t map_bytes;     // its snapshot file
+	uint64_t workset_bytes; // its working sets' files, as this handle has them
 };
 
 // --- snapshots -----------------------------------------------------------------
@@ -116,9 +113,9 @@ const void *pgc_snap_blob(const struct pgc_snap *sn, const char *name,
 			  size_t *len);
 // The working set: page numbers of a stream in order of first access, recorded on
 // an earlier thaw; those that the guest wrote with PGC_WRITTEN. Setting it
-// writes the side file of a published snapshot, with these pages in it,
-// atomically and durably; handles opened before keep the old one. It reads,
-// compresses and waits for the disk: for workers, any thread.
+// writes the side file of a published snapshot, with the pages in it (all of
+// each cluster that is named), atomically and durably; handles opened before
+// keep the old one. It reads, compresses and waits for the disk: for workers, any thread.
 #define PGC_WRITTEN 0x80000000u
 int pgc_snap_set_workset(struct pgc_store *s, const struct pgc_id *id,
 			 enum pgc_stream st, const uint32_t *pgnos, size_t n,
@@ -127,17 +124,17 @@ int pgc_snap_set_workset(struct pgc_store *s, const struct pgc_id *id,
 // makes anew. Handles that are open keep them. Any thread.
 int pgc_snap_drop_worksets(struct pgc_store *s, const struct pgc_id *id,
 			   struct err *e);
-// As it was recorded, but what was named of a group of 4 pages (aligned) comes
-// at the group's first mention, by page number; no page twice.
+// As it was recorded, but in whole clusters: in order of the first mention of
+// each, and within one by page number.
 size_t pgc_snap_workset(const struct pgc_snap *sn, enum pgc_stream st,
 			const uint32_t **pgnos); // borrowed
 void pgc_snap_get_stats(const struct pgc_snap *sn, struct pgc_snap_stats *out);
 
 // Runs of equal kind, for laying out guest memory and for resume.
 enum pgc_run_kind {
-	PGC_RUN_ZERO,	// zero pages
+	PGC_RUN_ZERO,   // zero pages
 	PGC_RUN_PARENT, // same content as the parent snapshot's page
-	PGC_RUN_OWN, // stored, differs from the parent (or there is no parent)
+	PGC_RUN_OWN,    // stored, differs from the parent (or there is no parent)
 };
 struct pgc_run {
 	uint64_t pgno, npages;
@@ -161,14 +158,13 @@ int pgc_store_list(struct pgc_store *s,
 // Unpublishes a snapshot, durably. Snapshots that have it as parent keep working
 // (maps are complete). Its pages are freed by pgc_gc(). Any thread (handles that
 // are open keep their pages and working sets).
-int pgc_snap_remove(struct pgc_store *s, const struct pgc_id *id,
-		    struct err *e);
+int pgc_snap_remove(struct pgc_store *s, const struct pgc_id *id, struct err *e);
 // Frees packs that no published or open snapshot references, rewriting mostly
 // dead ones; safe beside builders. Any thread.
 int pgc_gc(struct pgc_store *s, uint64_t *freed_bytes, struct err *e);
 // Reads and verifies everything; calls back once for each fault found.
-int pgc_fsck(struct pgc_store *s, void (*bad)(void *ctx, const char *what),
-	     void *ctx,
+int pgc_fsck(struct pgc_store *s,
+	     void (*bad)(void *ctx, const char *what), void *ctx,
 	     struct err *e); // any thread
 
 // --- templates (owner thread) -----------------------------------------------------
@@ -198,17 +194,11 @@ uint64_t pgc_template_resident(const struct pgc_template *t); // bytes
 enum pgc_have { PGC_MISSING, PGC_FILLING, PGC_FILLED, PGC_ZERO };
 enum pgc_have pgc_template_have(const struct pgc_template *t, uint64_t pgno);
 
-// Asks for pages [pgno, pgno+n) to be filled: the clusters that hold them, unless
-// a prefetch is bringing just what is missing. Returns 1 when all of these pages are
-// filled already, 0 when a completion will come for each that is not, -errno.
-// A completion may be for a part of a cluster, and a page that it names may be evicted by
-// then: who waits asks again. `urgent` goes before prefetches.
+// Asks for pages [pgno, pgno+n) to be filled: the clusters that hold them.
+// Returns 1 when all are filled already, 0 when a completion will come for
+// every cluster still missing, -errno. `urgent` goes before prefetches.
 int pgc_template_fill(struct pgc_template *t, uint64_t pgno, uint64_t n,
 		      bool urgent, struct err *e);
-// From now on fills bring only the pages that are asked for, not their clusters:
-// so that every first touch of a page is an event of the clone, which is how it is
-// recorded which pages are needed. Slow.
-void pgc_template_exact(struct pgc_template *t, bool on);
 // Starts filling the recorded working set in the background, in its order and in
 // large reads, by threads of this room.
 int pgc_template_prefetch(struct pgc_template *t, struct err *e);
@@ -224,8 +214,8 @@ void pgc_template_unpin(struct pgc_template *t);
 // Completions. fd is pollable for reading for as long as something is due.
 struct pgc_done {
 	struct pgc_template *t;
-	uint64_t pgno, npages; // filled (rc 0) or failed; in one cluster
-	int rc;		       // -EBADMSG: corrupt, never installed; -EIO
+	uint64_t pgno, npages; // filled (rc 0) or failed, cluster-aligned
+	int rc;                // -EBADMSG: corrupt, never installed; -EIO
 	char why[160];
 };
 int pgc_event_fd(const struct pgc_store *s);

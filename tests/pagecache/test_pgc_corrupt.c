@@ -349,16 +349,16 @@ Test(corrupt, a_damaged_working_set_is_ignored_and_reported)
 	const uint32_t *ws;
 	struct fix f;
 	uint8_t *good;
-	size_t len, frame, table, data, frames;
+	size_t len, table, data, frames = 0;
 
 	setup(&f);
 	cr_assert(find_file(path, f.dir, "snaps", ".ws"));
 	good = slurp(path, &len);
 	s = open_store(f.dir);
-	frame = WS_HEADER + le32(good + 36) * sizeof(uint32_t);
-	table = frame + WS_ENT; // of 3 pages
+	table = WS_HEADER + le32(good + 36) * (size_t)WS_ENT;
 	data = le64(good + 48);
-	frames = le32(good + frame) & ~WS_RAW;
+	for (unsigned i = 0; i < le32(good + 36); i++)
+		frames += le32(good + WS_HEADER + i * WS_ENT + 4) & ~WS_RAW;
 	for (size_t at = 0; at < data + frames; at += at < table ? 1 : 41) {
 		if (at >= table && at < data)
 			at = data; // padding
