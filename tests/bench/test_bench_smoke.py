@@ -67,7 +67,7 @@ def main():
          "--json",
          path, "--report", os.path.join(out, "report")],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
-    check(p.returncode == 0, "it ends with 0", p.stdout + p.stderr)
+    check(p.returncode == 0, "it ends with 0", p.stderr + p.stdout)
     with open(path) as f:
         got = json.load(f)
     names = [r["name"] for r in got["results"]]
