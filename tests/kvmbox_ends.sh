@@ -27,6 +27,7 @@ fine) echo "exit 7" >&9 ;;
 killed | unborn) kill -KILL $$ ;;
 crashed) kill -SEGV $$ ;;
 silent) exec sleep 60 ;;
+panics) echo "[ 1.0] Kernel panic - not syncing: stack" >"$run/console" ;;
 pulse)
 	# Five a second are due.
 	read -r -t 4 -n 10 got <"$run/pulse.in"
@@ -59,7 +60,8 @@ ends 7 fine "the command's own code"
 ends 123 silent "no sign of life: the machine stopped"
 ends 123 killed "the emulator was killed: the machine stopped"
 ends 123 crashed "the emulator crashed: the machine stopped"
-ends 125 panics "the VM ended itself: a failure"
+ends 123 panics "its kernel panicked: the machine stopped"
+ends 125 ended "the VM ended itself: a failure"
 ends 125 unborn "it never began: a failure"
 ends 124 silent "time is up, and that alone" --timeout 1
 ends 10 pulse "pulses come, several a second"
