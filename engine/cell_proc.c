@@ -216,6 +216,10 @@ static bool read_ctl(struct cell_proc *p, unsigned max)
 
 		if (n == -EAGAIN)
 			return false;
+		// The kernel says once, ahead of all that the cell said, that
+		// it died with something unread.
+		if (n == -ECONNRESET)
+			continue;
 		if (n == -EMSGSIZE) {
 			proc_violation(p, "a message too long");
 			return false;
