@@ -189,13 +189,15 @@ uint64_t pgc_template_resident(const struct pgc_template *t)
 enum pgc_have pgc_template_have(const struct pgc_template *t, uint64_t pgno)
 {
 	struct mseg g;
+	uint8_t is;
 
 	if (pgno >= t->npages)
 		return PGC_MISSING;
 	map_seg(t->snap->map, t->st, pgno, &g);
 	if (!g.data)
 		return PGC_ZERO;
-	switch (t->cl[pgno / PGC_CLUSTER_PAGES]) {
+	is = t->cl[pgno / PGC_CLUSTER_PAGES];
+	switch (is) {
 	case CL_FILLED:
 		return PGC_FILLED;
 	case CL_MISSING:

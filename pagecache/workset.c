@@ -142,7 +142,7 @@ static int take_table(struct workset *w, const uint8_t *h, const uint8_t *table,
 	hash128(sum, table, n * WS_ENT);
 	if (memcmp(sum, h + 56, 16))
 		return ws_bad(e, path, "its checksum does not match");
-	w->e = malloc(n * sizeof(*w->e) + 1);
+	w->e = calloc(n + 1, sizeof(*w->e));
 	if (!seen || !w->e)
 		return err_set(e, -ENOMEM, "no memory for a working set");
 	for (size_t i = 0; i < n; i++)
