@@ -210,8 +210,7 @@ bool prepared_evict(struct eng_cells *c)
 
 // --- preparing --------------------------------------------------------------
 
-static int send_prepare(struct cell_proc *p, struct eng_snap *sn,
-			struct err *e)
+static int send_prepare(struct cell_proc *p, struct eng_snap *sn, struct err *e)
 {
 	static uint8_t buf[CP_MSG_MAX]; // the loop's, used in one go
 	static struct cp_start s;

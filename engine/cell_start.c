@@ -166,8 +166,8 @@ static int send_start(struct eng_cell *cell, struct err *e)
 
 int cell_send_start(struct eng_cell *cell, struct err *e)
 {
-	int rc = cell->proc->snap ? prepared_send_run(cell, e)
-				  : send_start(cell, e);
+	int rc =
+	    cell->proc->snap ? prepared_send_run(cell, e) : send_start(cell, e);
 
 	if (rc)
 		return rc;

@@ -17,10 +17,10 @@
 #include "pgc_internal.h"
 
 enum {
-	BATCH_CLUSTERS = 16,	// of a request: 1 MiB of pages
-	MAX_BATCHES = 24,	// in flight for urgent requests
-	MAX_BACKGROUND = 4,	// in flight when others want more
-	FILL_GAP = 4096,	// neighbours this close are one read
+	BATCH_CLUSTERS = 16,	   // of a request: 1 MiB of pages
+	MAX_BATCHES = 24,	   // in flight for urgent requests
+	MAX_BACKGROUND = 4,	   // in flight when others want more
+	FILL_GAP = 4096,	   // neighbours this close are one read
 	DRAIN_MAX = 32,		   // clusters installed by one drain,
 	DRAIN_MAX_BACKGROUND = 16, // of them such that nobody waits for
 	DRAIN_NS = 2000000,	   // and after so long it is enough

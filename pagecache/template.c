@@ -126,7 +126,7 @@ int pgc_template_open(struct pgc_snap *sn, enum pgc_stream st,
 	t->cl = calloc(1, t->nclusters);
 	t->ring = malloc(t->nclusters * sizeof(*t->ring));
 	rc = t->cl && t->ring ? make_memfd(t, e)
-		   : err_set(e, -ENOMEM, "no memory for a template");
+			      : err_set(e, -ENOMEM, "no memory for a template");
 	if (!rc)
 		rc = map_memfd(t, e);
 	t->next = t->s->templates;
@@ -294,9 +294,10 @@ uint64_t pgc_template_evict(struct pgc_template *t, uint64_t bytes)
 		return 0;
 	while (freed < bytes && t->ring_n) {
 		uint64_t c = t->ring[t->ring_at], first = c * PGC_CLUSTER_PAGES;
-		uint64_t n = MIN((uint64_t)PGC_CLUSTER_PAGES, t->npages - first);
-		uint64_t own = (uint64_t)__builtin_popcount(map_cluster(
-				   t->snap->map, t->st, c)) *
+		uint64_t n =
+		    MIN((uint64_t)PGC_CLUSTER_PAGES, t->npages - first);
+		uint64_t own = (uint64_t)__builtin_popcount(
+				   map_cluster(t->snap->map, t->st, c)) *
 			       PGC_PAGE;
 
 		if (fallocate(t->memfd,

@@ -37,7 +37,8 @@ struct pgc_store;
 
 struct pgc_options {
 	size_t struct_size;
-	bool no_uring;   // force the plain fallback (also when io_uring is refused)
+	bool
+	    no_uring; // force the plain fallback (also when io_uring is refused)
 	bool keep_index; // tests: do not rebuild the index from the packs
 };
 
@@ -51,7 +52,7 @@ void pgc_store_close(struct pgc_store *s); // NULL is fine
 struct pgc_store_stats {
 	uint64_t pages, raw_bytes, stored_bytes; // unique pages and their sizes
 	uint64_t pack_bytes, index_bytes, map_bytes, packs, snapshots;
-	bool uring; // io_uring in use
+	bool uring;		// io_uring in use
 	uint64_t workset_bytes; // not in map_bytes
 };
 void pgc_store_get_stats(struct pgc_store *s, struct pgc_store_stats *out);
@@ -87,13 +88,16 @@ int pgc_builder_commit(struct pgc_builder *b, struct err *e);
 void pgc_builder_abort(struct pgc_builder *b); // consumes; NULL is fine
 
 struct pgc_snap_stats {
-	uint64_t pages[PGC_NUM_STREAMS];     // length of the streams
-	uint64_t nonzero[PGC_NUM_STREAMS];   // pages that are not zero
-	uint64_t own[PGC_NUM_STREAMS];       // pages that differ from the parent's
-	uint64_t stored_bytes;  // pack bytes that this snapshot was first to store
-	uint64_t unique_bytes;  // compressed bytes of all pages it references, once each
-	uint64_t map_bytes;     // its snapshot file
-	uint64_t workset_bytes; // its working sets' files, as this handle has them
+	uint64_t pages[PGC_NUM_STREAMS];   // length of the streams
+	uint64_t nonzero[PGC_NUM_STREAMS]; // pages that are not zero
+	uint64_t own[PGC_NUM_STREAMS]; // pages that differ from the parent's
+	uint64_t
+	    stored_bytes; // pack bytes that this snapshot was first to store
+	uint64_t
+	    unique_bytes; // compressed bytes of all pages it references, once each
+	uint64_t map_bytes; // its snapshot file
+	uint64_t
+	    workset_bytes; // its working sets' files, as this handle has them
 };
 
 // --- snapshots -----------------------------------------------------------------
@@ -132,9 +136,9 @@ void pgc_snap_get_stats(const struct pgc_snap *sn, struct pgc_snap_stats *out);
 
 // Runs of equal kind, for laying out guest memory and for resume.
 enum pgc_run_kind {
-	PGC_RUN_ZERO,   // zero pages
+	PGC_RUN_ZERO,	// zero pages
 	PGC_RUN_PARENT, // same content as the parent snapshot's page
-	PGC_RUN_OWN,    // stored, differs from the parent (or there is no parent)
+	PGC_RUN_OWN, // stored, differs from the parent (or there is no parent)
 };
 struct pgc_run {
 	uint64_t pgno, npages;
@@ -158,13 +162,14 @@ int pgc_store_list(struct pgc_store *s,
 // Unpublishes a snapshot, durably. Snapshots that have it as parent keep working
 // (maps are complete). Its pages are freed by pgc_gc(). Any thread (handles that
 // are open keep their pages and working sets).
-int pgc_snap_remove(struct pgc_store *s, const struct pgc_id *id, struct err *e);
+int pgc_snap_remove(struct pgc_store *s, const struct pgc_id *id,
+		    struct err *e);
 // Frees packs that no published or open snapshot references, rewriting mostly
 // dead ones; safe beside builders. Any thread.
 int pgc_gc(struct pgc_store *s, uint64_t *freed_bytes, struct err *e);
 // Reads and verifies everything; calls back once for each fault found.
-int pgc_fsck(struct pgc_store *s,
-	     void (*bad)(void *ctx, const char *what), void *ctx,
+int pgc_fsck(struct pgc_store *s, void (*bad)(void *ctx, const char *what),
+	     void *ctx,
 	     struct err *e); // any thread
 
 // --- templates (owner thread) -----------------------------------------------------
@@ -215,7 +220,7 @@ void pgc_template_unpin(struct pgc_template *t);
 struct pgc_done {
 	struct pgc_template *t;
 	uint64_t pgno, npages; // filled (rc 0) or failed, cluster-aligned
-	int rc;                // -EBADMSG: corrupt, never installed; -EIO
+	int rc;		       // -EBADMSG: corrupt, never installed; -EIO
 	char why[160];
 };
 int pgc_event_fd(const struct pgc_store *s);

@@ -132,8 +132,8 @@ Test(roundtrip, zero_pages_cost_nothing)
 // A page is zero only if all of it is: one byte anywhere is data.
 Test(roundtrip, one_byte_anywhere_is_not_a_zero_page)
 {
-	static const unsigned at[] = {0,    7,	  8,	15,   16,  63,
-				      64,   2047, 2048, 4087, 4088, 4095};
+	static const unsigned at[] = {0,  7,	8,    15,   16,	  63,
+				      64, 2047, 2048, 4087, 4088, 4095};
 	char *dir = tmp_store();
 	struct pgc_store *s = open_store(dir);
 	struct pgc_id id = id_of(1);

@@ -281,7 +281,8 @@ Test(template, prefetch_from_a_damaged_file_falls_back_to_the_packs)
 		} else {
 			usleep(50000);
 			if (!pgc_template_fill(f.t, 0, N, true, NULL))
-				while (!pgc_template_fill(f.t, 0, N, true, NULL))
+				while (
+				    !pgc_template_fill(f.t, 0, N, true, NULL))
 					drain_n(f.s, 1, &worst);
 		}
 		cr_assert_eq(worst, 0);
