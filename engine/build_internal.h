@@ -106,6 +106,8 @@ struct eng_build {
 
 	bool is_ready;		// BUILD_READY: only the last output is awaited
 	bool greeted, recorded; // BUILD_RECORD
+	unsigned watches;	// so often it was looked at, alone,
+	size_t watched;		// and it had needed so many pages
 	uint32_t *workset;
 	size_t workset_len;
 	struct eng_build_result res;

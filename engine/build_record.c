@@ -14,7 +14,11 @@ enum {
 	PROBE_MS = 50,
 	CALL_MS = 60000,
 	RECORD_S = 120,
-	ALONE_MS = 300, // how long a guest without an agent is watched
+	// How long a guest without an agent is watched: at least this, and as
+	// long as it needs pages that it did not need before.
+	ALONE_MS = 300,
+	ALONE_MORE_MS = 100,
+	ALONE_MOST = 100, // times
 };
 
 static void greet(struct eng_build *b);
@@ -86,7 +90,7 @@ static void enough(struct eng_build *b)
 		b->workset_len = n;
 	}
 	if (!build_progress(b, "record", 100, "working set: %zu KiB",
-			    n * PGC_CLUSTER_PAGES * (PGC_PAGE / 1024)))
+			    n * (PGC_PAGE / 1024)))
 		return;
 	// gone() goes on; a copy that ends by itself now is as good.
 	b->recorded = true;
@@ -185,12 +189,25 @@ static void greet(struct eng_build *b)
 	build_agent(b, &w, CALL_MS, greeted);
 }
 
+static void watch_alone(struct eng_build *b)
+{
+	const uint32_t *pgnos;
+	size_t n = eng_cell_recorded(b->cell, &pgnos);
+
+	if (n == b->watched || ++b->watches > ALONE_MOST) {
+		enough(b);
+		return;
+	}
+	b->watched = n;
+	eng_timer_set(b->step, ALONE_MORE_MS);
+}
+
 void build_record_step(struct eng_build *b)
 {
 	if (b->call || b->ask || b->recorded)
 		return;
 	if (b->req.kernel)
-		enough(b);
+		watch_alone(b);
 	else if (b->greeted)
 		ask(b);
 	else

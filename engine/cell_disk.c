@@ -140,7 +140,7 @@ static int ask_template(struct disk_req *dr, uint64_t block, uint64_t blocks)
 		if (add_seg(dr, block, stop - block, kind))
 			return -ENOMEM;
 		if (one == 0) {
-			if (faults_wait(base, PGC_DISK, (uint32_t)(block / CL),
+			if (faults_wait(base, PGC_DISK, block, stop - block,
 					NULL, dr))
 				return -ENOMEM;
 			dr->due++;

@@ -275,8 +275,9 @@ bool prepared_assign(struct cell_proc *p)
 
 struct populate {
 	struct cell_proc *p;
-	struct eng_snap *sn; // a reference
-	const uint32_t *pgnos;
+	struct eng_snap *sn;   // a reference
+	struct lay_list *list; // a reference
+	const uint32_t *pgnos; // its
 	size_t n, at;
 };
 
@@ -286,6 +287,7 @@ static void populate_end(struct populate *po)
 {
 	struct cell_proc *p = po->p;
 
+	lay_list_put(po->list);
 	eng_snap_put(po->sn);
 	free(po);
 	p->c->jobs_running--;
@@ -300,14 +302,15 @@ static uint32_t next_run(struct populate *po, uint32_t *first)
 
 	for (; po->at < po->n && len < PGC_CLUSTER_PAGES; po->at++) {
 		uint32_t pgno = po->pgnos[po->at];
+		enum pgc_have have;
 
 		if (len && pgno != *first + len)
 			break;
+		have = pgc_template_have(po->sn->tmpl[PGC_MEM],
+					 pgno & ~PGC_WRITTEN);
 		// Written ones get their own page at once, or soon.
-		if ((pgno & PGC_WRITTEN) ||
-		    eng_snap_in_zero(po->sn, pgno, &end) ||
-		    pgc_template_have(po->sn->tmpl[PGC_MEM], pgno) !=
-			PGC_FILLED) {
+		if ((pgno & PGC_WRITTEN) || have != PGC_FILLED ||
+		    eng_snap_in_zero(po->sn, pgno, &end)) {
 			po->at++;
 			break;
 		}
@@ -350,7 +353,7 @@ static void populate(struct cell_proc *p, struct eng_snap *sn)
 		return;
 	po->p = p;
 	po->sn = sn;
-	po->n = pgc_snap_workset(sn->sn, PGC_MEM, &po->pgnos);
+	po->list = lay_list_get(sn, &po->pgnos, &po->n);
 	po->n = MIN(po->n, (size_t)MAX_POPULATE);
 	sn->refs++;
 	p->jobs++;

@@ -103,10 +103,9 @@ static int add_thaw(struct eng_cell *cell, struct cp_start *s, int *fds,
 	if (rc)
 		return rc;
 	if (cell->record) {
-		size_t clusters =
-		    (size_t)cell->mem_mib << 20 >> 16; // of 64 KiB
+		size_t pages = ((size_t)cell->mem_mib << 20) / PGC_PAGE;
 
-		cell->recorded_map = calloc(clusters / 8 + 1, 1);
+		cell->recorded_map = calloc(pages / 8 + 1, 1);
 		if (!cell->recorded_map)
 			return err_set(e, -ENOMEM, "out of memory");
 	}
@@ -174,6 +173,8 @@ int cell_send_start(struct eng_cell *cell, struct err *e)
 	proc_expect_start(cell->proc, true);
 	if (!cell->own)
 		starting_soon(cell);
+	if (cell->base && cell->base->tmpl[PGC_MEM])
+		pgc_template_exact(cell->base->tmpl[PGC_MEM], cell->record);
 	lay_start(cell);
 	fd_close(&cell->kernel_fd);
 	fd_close(&cell->initrd_fd);

@@ -86,7 +86,7 @@ struct eng_thaw_req {
 	struct pgc_id own;   // a suspended microVM's snapshot, parent `base`
 	const void *mailbox; // for guests without an agent; or NULL
 	size_t mailbox_len;
-	bool record; // note the order in which template clusters are needed
+	bool record; // note the order in which the template's pages are needed
 	uint64_t t0;
 };
 // Thaws a copy. Opening, validating and template set-up that take long are
@@ -146,8 +146,8 @@ struct eng_cell_usage {
 };
 void eng_cell_usage(const struct eng_cell *cell, struct eng_cell_usage *out);
 
-// Working set recorded by a thaw with `record`: memory page numbers, by
-// cluster, in order of first need. Borrowed until the cell is gone.
+// Working set recorded by a thaw with `record`: memory page numbers in order of
+// first need. Borrowed until the cell is gone.
 size_t eng_cell_recorded(const struct eng_cell *cell, const uint32_t **pgnos);
 
 // Templates in memory, for /thaw/v1/host; forgets those nobody uses.

@@ -88,7 +88,7 @@ struct cell_proc {
 	int overlay;		  // of its disk, until it is taken; or -1
 	enum proc_state state;
 	bool dying, exited;
-	bool blank; // was started without a size
+	bool blank;	// was started without a size
 	uint64_t id;
 	unsigned slot;
 	pid_t pid;
@@ -144,7 +144,7 @@ struct eng_cell {
 	uint64_t faults, fault_pages;
 	uint32_t *recorded; // page numbers
 	size_t nrecorded, cap_recorded;
-	uint8_t *recorded_map; // a bit for each cluster
+	uint8_t *recorded_map; // a bit for each page
 	struct capture *capture;
 	struct lay_set *lay; // lay.c's job, while it runs
 };
@@ -258,16 +258,16 @@ void disk_fill_done(struct disk_req *dr, uint32_t cluster, int rc);
 // --- faults.c ---------------------------------------------------------------
 
 void faults_read(struct cell_proc *p); // the proc's userfaultfd is readable
-// A waiter for a cluster of a template: either `p` (a memory fault) or `dr`.
-int faults_wait(struct eng_snap *sn, enum pgc_stream st, uint32_t cluster,
-		struct cell_proc *p, struct disk_req *dr);
+// A waiter for pages of one cluster: either `p` (a memory fault) or `dr`.
+int faults_wait(struct eng_snap *sn, enum pgc_stream st, uint64_t pgno,
+		uint64_t npages, struct cell_proc *p, struct disk_req *dr);
 void faults_forget_proc(struct eng_snap *sn, const struct cell_proc *p);
 void faults_drain(struct eng_cells *c); // the store has completions
 
 // --- learn.c ----------------------------------------------------------------
 
-// A fault of the cell: its image's working set may lack the cluster.
-void learn_fault(struct eng_cell *cell, uint32_t cluster);
+// A fault of the cell: its image's working set may lack the page.
+void learn_fault(struct eng_cell *cell, uint32_t pgno);
 void learn_ending(struct eng_cell *cell); // its process lives still
 void learn_free(struct learn *l);	  // NULL is fine
 
@@ -281,9 +281,13 @@ uint64_t evict_pressed(uint64_t total, uint64_t available, uint64_t have);
 
 // --- lay.c ------------------------------------------------------------------
 
-void lay_loaded(struct eng_snap *sn); // takes the write set of its working set
-// Takes over `pgnos`, the write set in order (NULL and 0: none).
+void lay_loaded(struct eng_snap *sn); // takes its working set
+// Takes over `pgnos`, the working set in order (NULL and 0: none).
 void lay_replace(struct eng_snap *sn, uint32_t *pgnos, size_t n);
+// The working set for thaws to come; a reference. NULL: none.
+struct lay_list *lay_list_get(struct eng_snap *sn, const uint32_t **pgnos,
+			      size_t *n);
+void lay_list_put(struct lay_list *l); // NULL is fine
 void lay_start(struct eng_cell *cell); // START is on its way
 void lay_stop(struct eng_cell *cell);
 

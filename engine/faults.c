@@ -1,12 +1,13 @@
 // Page faults of clones, served on the loop.
 //
 // An event names an address; its page lies in a 64 KiB cluster of the template.
-// If the cluster is filled, its pages are given to the cell at once: filled
-// pages by UFFDIO_CONTINUE, zero pages by UFFDIO_ZEROPAGE, then one
-// UFFDIO_WAKE. Else the store is asked for it, and the proc waits in the
-// cluster's list, which all clones share. A cluster that cannot be had ends
+// If the page is filled, what the template has of the cluster is given to the
+// cell at once: filled pages by UFFDIO_CONTINUE, zero pages by UFFDIO_ZEROPAGE,
+// then one UFFDIO_WAKE. Else the store is asked for it, and the proc waits in
+// the cluster's list, which all clones share. A page that cannot be had ends
 // every cell that waits for it, before anything is woken: no guest reads a zero
-// for data.
+// for data. A cell that records gets single pages, so that its list names what
+// was needed and nothing else.
 //
 // Races that are normal: a page is there already (EEXIST: another vCPU's fault,
 // or a write that copied it); the address space is going away (ESRCH: the cell
@@ -23,33 +24,42 @@ enum { EVENTS_PER_TURN = 32, CL = PGC_CLUSTER_PAGES, AGAIN_MAX = 100 };
 
 struct snap_waiter {
 	struct snap_waiter *next;
-	uint32_t cluster;
+	uint64_t pgno, npages;	// in one cluster
 	struct cell_proc *proc; // a memory fault, or
 	struct disk_req *disk;	// a disk request
 };
 
 static struct snap_waiter **bucket(struct eng_snap *sn, enum pgc_stream st,
-				   uint32_t cluster)
+				   uint64_t cluster)
 {
 	return &sn->wait[st][cluster % SNAP_WAIT_BUCKETS];
 }
 
-int faults_wait(struct eng_snap *sn, enum pgc_stream st, uint32_t cluster,
-		struct cell_proc *p, struct disk_req *dr)
+static void wait_again(struct eng_snap *sn, enum pgc_stream st,
+		       struct snap_waiter *w)
 {
-	struct snap_waiter **b = bucket(sn, st, cluster), *w;
+	struct snap_waiter **b = bucket(sn, st, w->pgno / CL);
 
-	// One wake serves all of a cell's faults in a cluster. A disk request
+	w->next = *b;
+	*b = w;
+}
+
+int faults_wait(struct eng_snap *sn, enum pgc_stream st, uint64_t pgno,
+		uint64_t npages, struct cell_proc *p, struct disk_req *dr)
+{
+	struct snap_waiter *w;
+
+	// One wake serves all of a cell's faults on a page. A disk request
 	// counts what it waits for, and may name a cluster twice.
-	for (w = *b; p && w; w = w->next) {
-		if (w->cluster == cluster && w->proc == p)
+	for (w = *bucket(sn, st, pgno / CL); p && w; w = w->next) {
+		if (w->pgno == pgno && w->proc == p)
 			return 0;
 	}
 	w = malloc(sizeof(*w));
 	if (!w)
 		return -ENOMEM;
-	*w = (struct snap_waiter){*b, cluster, p, dr};
-	*b = w;
+	*w = (struct snap_waiter){NULL, pgno, npages, p, dr};
+	wait_again(sn, st, w);
 	return 0;
 }
 
@@ -121,35 +131,49 @@ static int install_run(struct cell_proc *p, uint64_t at, uint64_t len,
 	return 0;
 }
 
-// The cluster is filled: gives all of it to the cell and wakes its faults.
-static void give_cluster(struct cell_proc *p, struct pgc_template *t,
-			 uint32_t cluster)
+// What pages [*k, end) begin with: how many are alike. *kind is theirs.
+static uint64_t next_alike(struct pgc_template *t, uint64_t k, uint64_t end,
+			   enum pgc_have *kind)
 {
-	uint64_t first = (uint64_t)cluster * CL;
-	uint64_t end = MIN(first + CL, p->mem_bytes / PGC_PAGE);
+	uint64_t n = 1;
+
+	*kind = pgc_template_have(t, k);
+	while (k + n < end && pgc_template_have(t, k + n) == *kind)
+		n++;
+	return n;
+}
+
+// The page is filled: gives what the template has of its cluster to the cell,
+// and wakes its faults.
+static void give_cluster(struct cell_proc *p, struct pgc_template *t,
+			 uint64_t pgno)
+{
+	bool one = p->cell->record;
+	uint64_t first = one ? pgno : ALIGN_DOWN(pgno, (uint64_t)CL), n;
+	uint64_t end = MIN(first + (one ? 1 : CL), p->mem_bytes / PGC_PAGE);
 	struct uffdio_range wake = {p->mem_base + first * PGC_PAGE,
 				    (end - first) * PGC_PAGE};
 
-	for (uint64_t k = first; k < end;) {
-		bool zero = pgc_template_have(t, k) == PGC_ZERO;
-		uint64_t from = k;
+	for (uint64_t k = first; k < end; k += n) {
+		enum pgc_have kind;
 		int rc;
 
-		while (k < end && (pgc_template_have(t, k) == PGC_ZERO) == zero)
-			k++;
-		rc = install_run(p, p->mem_base + from * PGC_PAGE,
-				 (k - from) * PGC_PAGE, zero);
+		n = next_alike(t, k, end, &kind);
+		if (kind != PGC_ZERO && kind != PGC_FILLED)
+			continue; // it is asked for when it is needed
+		rc = install_run(p, p->mem_base + k * PGC_PAGE, n * PGC_PAGE,
+				 kind == PGC_ZERO);
 		if (rc == -ESRCH)
 			return; // it is dying
 		if (rc) {
 			cell_end(p->cell, ENG_END_MEMORY,
 				 "memory page %llu could not be given to the "
 				 "guest: %s",
-				 (unsigned long long)from, strerror(-rc));
+				 (unsigned long long)k, strerror(-rc));
 			return;
 		}
+		p->cell->fault_pages += n;
 	}
-	p->cell->fault_pages += end - first;
 	(void)ioctl(p->uffd, UFFDIO_WAKE, &wake); // ESRCH: it is dying
 }
 
@@ -175,10 +199,10 @@ static void give_grave(struct cell_proc *p, uint64_t addr)
 
 // --- events -----------------------------------------------------------------
 
-static void record(struct eng_cell *cell, uint32_t cluster)
+static void record(struct eng_cell *cell, uint32_t pgno)
 {
 	if (!cell->record ||
-	    (cell->recorded_map[cluster / 8] & (1u << (cluster % 8))))
+	    (cell->recorded_map[pgno / 8] & (1u << (pgno % 8))))
 		return;
 	if (cell->nrecorded == cell->cap_recorded) {
 		size_t cap = cell->cap_recorded ? cell->cap_recorded * 2 : 256;
@@ -189,8 +213,8 @@ static void record(struct eng_cell *cell, uint32_t cluster)
 		cell->recorded = m;
 		cell->cap_recorded = cap;
 	}
-	cell->recorded[cell->nrecorded++] = cluster * CL;
-	cell->recorded_map[cluster / 8] |= (uint8_t)(1u << (cluster % 8));
+	cell->recorded[cell->nrecorded++] = pgno;
+	cell->recorded_map[pgno / 8] |= (uint8_t)(1u << (pgno % 8));
 }
 
 static void serve(struct cell_proc *p, const struct uffd_msg *m)
@@ -199,7 +223,7 @@ static void serve(struct cell_proc *p, const struct uffd_msg *m)
 	uint64_t addr = m->arg.pagefault.address;
 	struct pgc_template *t;
 	struct err e = ERR_INIT;
-	uint32_t cluster;
+	uint32_t pgno;
 	int rc;
 
 	if (m->event != UFFD_EVENT_PAGEFAULT || !cell || !cell->base ||
@@ -219,18 +243,18 @@ static void serve(struct cell_proc *p, const struct uffd_msg *m)
 		return;
 	}
 	t = cell->base->tmpl[PGC_MEM];
-	cluster = (uint32_t)((addr - p->mem_base) / PGC_PAGE / CL);
+	pgno = (uint32_t)((addr - p->mem_base) / PGC_PAGE);
 	cell->faults++;
-	record(cell, cluster);
-	learn_fault(cell, cluster);
-	rc = pgc_template_fill(t, (uint64_t)cluster * CL, CL, true, &e);
+	record(cell, pgno);
+	learn_fault(cell, pgno);
+	rc = pgc_template_fill(t, pgno, 1, true, &e);
 	if (rc == 1)
-		give_cluster(p, t, cluster);
+		give_cluster(p, t, pgno);
 	else if (rc == 0)
-		rc = faults_wait(cell->base, PGC_MEM, cluster, p, NULL);
+		rc = faults_wait(cell->base, PGC_MEM, pgno, 1, p, NULL);
 	if (rc < 0)
-		cell_end(cell, ENG_END_MEMORY, "memory page %u: %s",
-			 cluster * CL, e.code ? e.msg : strerror(-rc));
+		cell_end(cell, ENG_END_MEMORY, "memory page %u: %s", pgno,
+			 e.code ? e.msg : strerror(-rc));
 }
 
 void faults_read(struct cell_proc *p)
@@ -264,12 +288,12 @@ snap_of(struct eng_cells *c, const struct pgc_template *t, enum pgc_stream *st)
 }
 
 static struct snap_waiter *take_waiters(struct eng_snap *sn, enum pgc_stream st,
-					uint32_t cluster)
+					uint64_t cluster)
 {
 	struct snap_waiter **at = bucket(sn, st, cluster), *w, *out = NULL;
 
 	while ((w = *at)) {
-		if (w->cluster == cluster) {
+		if (w->pgno / CL == cluster) {
 			*at = w->next;
 			w->next = out;
 			out = w;
@@ -280,24 +304,44 @@ static struct snap_waiter *take_waiters(struct eng_snap *sn, enum pgc_stream st,
 	return out;
 }
 
+// Something came of the cluster that `w` waits for, or could not be had.
+// Consumes w.
+static void waiter_step(struct eng_snap *sn, enum pgc_stream st,
+			struct snap_waiter *w, int rc, const char *why)
+{
+	struct err e = ERR_INIT;
+
+	// A part came, perhaps another one; perhaps it is evicted again.
+	if (!rc) {
+		rc = pgc_template_fill(sn->tmpl[st], w->pgno, w->npages, true,
+				       &e);
+		if (rc == 0) {
+			wait_again(sn, st, w);
+			return;
+		}
+		why = e.msg;
+		rc = MIN(rc, 0);
+	}
+	if (w->disk)
+		disk_fill_done(w->disk, (uint32_t)(w->pgno / CL), rc);
+	else if (w->proc->cell->ended)
+		; // as in serve(): it will be woken and ask again
+	else if (rc)
+		cell_end(w->proc->cell, ENG_END_MEMORY,
+			 "a page of its memory could not be had: %s", why);
+	else
+		give_cluster(w->proc, sn->tmpl[st], w->pgno);
+	free(w);
+}
+
 static void cluster_done(struct eng_snap *sn, enum pgc_stream st,
-			 uint32_t cluster, int rc, const char *why)
+			 uint64_t cluster, int rc, const char *why)
 {
 	struct snap_waiter *w = take_waiters(sn, st, cluster), *next;
 
 	for (; w; w = next) {
 		next = w->next;
-		if (w->disk)
-			disk_fill_done(w->disk, cluster, rc);
-		else if (w->proc->cell->ended)
-			; // as in serve(): it will be woken and ask again
-		else if (rc)
-			cell_end(w->proc->cell, ENG_END_MEMORY,
-				 "a page of its memory could not be had: %s",
-				 why);
-		else
-			give_cluster(w->proc, sn->tmpl[st], cluster);
-		free(w);
+		waiter_step(sn, st, w, rc, why);
 	}
 }
 
@@ -325,14 +369,11 @@ void faults_drain(struct eng_cells *c)
 	for (size_t i = 0; i < n; i++) {
 		enum pgc_stream st = PGC_MEM;
 		struct eng_snap *sn = snap_of(c, done[i].t, &st);
-		uint64_t end = done[i].pgno + done[i].npages;
-
 		if (!sn)
 			continue; // a template closed meanwhile
 		if (done[i].rc)
 			log_bad_fill(done[i].why);
-		for (uint64_t k = done[i].pgno / CL; k * CL < end; k++)
-			cluster_done(sn, st, (uint32_t)k, done[i].rc,
-				     done[i].why);
+		cluster_done(sn, st, done[i].pgno / CL, done[i].rc,
+			     done[i].why);
 	}
 }

@@ -1,16 +1,22 @@
-// The write set: pages that an image's clones make their own soon after a thaw
-// are given to each as its own, ahead of its vCPU.
+// The write set, put into a clone's page tables ahead of its vCPU, by a worker.
 //
-// A page that a guest first reads and then writes costs it two faults of the guest,
-// one of the host, and a copy under the notifiers of KVM. A private copy that is
-// there already costs a fraction, on another core. A worker makes them, in the
-// order in which they were needed before: from the template where its cluster
-// is filled (it waits for prefetch), zeroes where the image has a page of zeroes
-// outside of the anonymous extents. UFFDIO_COPY puts a page only where there is none, so
-// whatever the guest or a fault was first with stays (EEXIST).
+// These are pages that an image's clones make their own soon after a thaw:
+// each clone is given them as its own. A page that a guest first reads and then
+// writes costs it two faults of the guest, one of the host, and a copy under the
+// notifiers of KVM; a private copy that is there already costs a fraction,
+// on another core. UFFDIO_COPY puts a page only where there is none, so whatever
+// the guest or a fault was first with stays (EEXIST).
+//
+// The read set is not put anywhere: the host's fault maps sixteen pages at once,
+// and a worker that did it ahead took more from the vCPU than it gave
+// (docs/PERFORMANCE.md). Cells that are prepared get it while nobody waits
+// (cell_prepare.c).
+//
+// In the order in which the pages were needed before, as soon as the template has
+// each: the worker waits for prefetch.
 //
 // The list is a hint, the contents are not: a page is read from the template only
-// while that is pinned and the page's cluster is filled.
+// while that is pinned and the page is filled.
 #include <errno.h>
 #include <stdatomic.h>
 #include <linux/userfaultfd.h>
@@ -22,17 +28,29 @@
 
 enum {
 	CL = PGC_CLUSTER_PAGES,
-	PAUSE_US = 100,
+	PAUSE_US = 50,
 	PATIENCE_US = 50000, // without progress
+	THREADS = 2,	     // of all cells
 };
 
 struct lay_list {
 	unsigned refs; // the loop's
-	size_t n;
-	uint32_t *pgnos;
+	size_t n, nwritten;
+	uint32_t *pgnos; // the written ones with PGC_WRITTEN
 };
 
-static void list_put(struct lay_list *l)
+struct lay_list *lay_list_get(struct eng_snap *sn, const uint32_t **pgnos,
+			      size_t *n)
+{
+	if (!sn->lay)
+		return NULL;
+	sn->lay->refs++;
+	*pgnos = sn->lay->pgnos;
+	*n = sn->lay->n;
+	return sn->lay;
+}
+
+void lay_list_put(struct lay_list *l)
 {
 	if (!l || --l->refs)
 		return;
@@ -44,25 +62,26 @@ void lay_replace(struct eng_snap *sn, uint32_t *pgnos, size_t n)
 {
 	struct lay_list *l = n ? calloc(1, sizeof(*l)) : NULL;
 
-	list_put(sn->lay);
+	lay_list_put(sn->lay);
 	sn->lay = l;
 	if (!l) {
 		free(pgnos);
 		return;
 	}
-	*l = (struct lay_list){1, n, pgnos};
+	*l = (struct lay_list){1, n, 0, pgnos};
+	for (size_t i = 0; i < n; i++)
+		l->nwritten += pgnos[i] & PGC_WRITTEN ? 1 : 0;
 }
 
 void lay_loaded(struct eng_snap *sn)
 {
 	const uint32_t *all;
-	size_t n = pgc_snap_workset(sn->sn, PGC_MEM, &all), k = 0;
+	size_t n = pgc_snap_workset(sn->sn, PGC_MEM, &all);
 	uint32_t *pgnos = malloc(n * sizeof(*pgnos) + 1);
 
-	for (size_t i = 0; pgnos && i < n; i++)
-		if (all[i] & PGC_WRITTEN)
-			pgnos[k++] = all[i] & ~PGC_WRITTEN;
-	lay_replace(sn, pgnos, pgnos ? k : 0);
+	if (pgnos && n)
+		memcpy(pgnos, all, n * sizeof(*pgnos));
+	lay_replace(sn, pgnos, pgnos ? n : 0);
 }
 
 // --- on a worker ------------------------------------------------------------
@@ -73,7 +92,6 @@ struct lay_set {
 	struct pgc_template *t;
 	atomic_bool stop; // the cell ends
 	bool mapped;	  // a page went in
-	uint64_t laid;
 	unsigned waited_us;
 	uint8_t buf[CL * PGC_PAGE];
 };
@@ -88,35 +106,32 @@ static bool wait_a_little(struct lay_set *s)
 	return true;
 }
 
-// Gives `n` pages from buf; those that are there already are left alone.
-static int give(struct lay_set *s, uint64_t pgno, uint64_t n)
+// What a call for `len` bytes said: how many of them are dealt with, or -errno.
+static int64_t outcome(struct lay_set *s, int64_t done, int rc)
 {
-	const struct cell_proc *p = s->job.proc;
-	uint64_t at = 0, len = n * PGC_PAGE;
-
-	while (at < len) {
-		struct uffdio_copy c = {
-		    .dst = p->mem_base + pgno * PGC_PAGE + at,
-		    .src = (uintptr_t)s->buf + at,
-		    .len = len - at,
-		};
-		int rc = ioctl(p->uffd, UFFDIO_COPY, &c) < 0 ? errno : 0;
-
-		if (c.copy > 0) {
-			s->mapped = true;
-			s->waited_us = 0;
-			s->laid += (uint64_t)c.copy / PGC_PAGE;
-			at += (uint64_t)c.copy;
-		} else if (rc == EEXIST) {
-			at += PGC_PAGE;
-		} else if (rc == ENOENT && !s->mapped) {
-			if (!wait_a_little(s)) // the cell maps its memory now
-				return -ENOENT;
-		} else if (rc != EAGAIN && rc != EINTR) {
-			return -rc;
-		}
+	if (done > 0) {
+		s->mapped = true;
+		s->waited_us = 0;
+		return done;
 	}
-	return 0;
+	if (rc == EEXIST)
+		return PGC_PAGE;	// left alone
+	if (rc == ENOENT && !s->mapped) // the cell maps its memory now
+		return wait_a_little(s) ? 0 : -ENOENT;
+	return rc == EAGAIN || rc == EINTR ? 0 : -rc;
+}
+
+// Gives pages from buf.
+static int64_t copy(struct lay_set *s, uint64_t dst, uint64_t at, uint64_t len)
+{
+	struct uffdio_copy c = {
+	    .dst = dst + at,
+	    .src = (uintptr_t)s->buf + at,
+	    .len = len - at,
+	};
+	int rc = ioctl(s->job.proc->uffd, UFFDIO_COPY, &c) < 0 ? errno : 0;
+
+	return outcome(s, c.copy, rc);
 }
 
 // How many of the list's pages from `i` on are neighbours of one cluster and
@@ -124,28 +139,55 @@ static int give(struct lay_set *s, uint64_t pgno, uint64_t n)
 static size_t run_at(const struct lay_set *s, size_t i, enum pgc_have *have)
 {
 	const struct lay_list *l = s->list;
+	uint32_t first = l->pgnos[i], k;
 	size_t n = 1;
 
-	*have = pgc_template_have(s->t, l->pgnos[i]);
-	while (i + n < l->n && l->pgnos[i + n] == l->pgnos[i] + n &&
-	       l->pgnos[i + n] / CL == l->pgnos[i] / CL &&
-	       pgc_template_have(s->t, l->pgnos[i + n]) == *have)
-		n++;
+	*have = pgc_template_have(s->t, first & ~PGC_WRITTEN);
+	for (; i + n < l->n; n++) {
+		k = l->pgnos[i + n];
+		if (k != first + n || k % CL == 0 ||
+		    pgc_template_have(s->t, k & ~PGC_WRITTEN) != *have)
+			break;
+	}
 	return n;
+}
+
+// One run of pages that the template has. 0, or why this is the end.
+static int lay_run(struct lay_set *s, uint32_t first, size_t n,
+		   enum pgc_have have)
+{
+	uint64_t pgno = first & ~PGC_WRITTEN, at = 0, len = n * PGC_PAGE, end;
+	uint64_t dst = s->job.proc->mem_base + pgno * PGC_PAGE;
+
+	if (have == PGC_ZERO && eng_snap_in_zero(s->job.cell->base, pgno, &end))
+		return 0; // anonymous: nothing to gain
+	if (have == PGC_ZERO)
+		memset(s->buf, 0, len);
+	else if (util_pread_all(pgc_template_fd(s->t), s->buf, len,
+				       (off_t)(pgno * PGC_PAGE)))
+		return -EIO;
+	while (at < len) {
+		int64_t did = copy(s, dst, at, len);
+
+		if (did < 0)
+			return (int)did;
+		at += (uint64_t)did;
+	}
+	return 0;
 }
 
 static void lay_work(struct cell_job *j)
 {
 	struct lay_set *s = (struct lay_set *)j;
-	const struct eng_snap *sn = j->cell->base;
 	const struct lay_list *l = s->list;
 	size_t n;
 
 	for (size_t i = 0; i < l->n && !atomic_load(&s->stop); i += n) {
 		enum pgc_have have;
-		uint64_t end;
-		int rc = 0;
 
+		n = 1;
+		if (!(l->pgnos[i] & PGC_WRITTEN))
+			continue;
 		n = run_at(s, i, &have);
 		if (have == PGC_MISSING || have == PGC_FILLING) {
 			n = 0;
@@ -153,16 +195,7 @@ static void lay_work(struct cell_job *j)
 				return;
 			continue;
 		}
-		if (have == PGC_ZERO) {
-			if (eng_snap_in_zero(sn, l->pgnos[i], &end))
-				continue; // anonymous: nothing to gain
-			memset(s->buf, 0, n * PGC_PAGE);
-		} else {
-			rc = util_pread_all(
-			    pgc_template_fd(s->t), s->buf, n * PGC_PAGE,
-			    (off_t)((uint64_t)l->pgnos[i] * PGC_PAGE));
-		}
-		if (rc || give(s, l->pgnos[i], n))
+		if (lay_run(s, l->pgnos[i], n, have))
 			return;
 	}
 }
@@ -175,7 +208,7 @@ static void lay_done(struct cell_job *j)
 
 	j->cell->lay = NULL;
 	pgc_template_unpin(s->t);
-	list_put(s->list);
+	lay_list_put(s->list);
 	free(s);
 }
 
@@ -185,9 +218,10 @@ void lay_start(struct eng_cell *cell)
 	struct eng_snap *sn = cell->base;
 	struct lay_set *s;
 
-	if (!sn || !sn->lay || cell->own || cell->record || cell->is_boot)
+	if (!sn || !sn->lay || !sn->lay->nwritten || cell->own ||
+	    cell->record || cell->is_boot)
 		return;
-	if (!c->layers && eng_jobs_create(&c->layers, c->loop, 1, NULL))
+	if (!c->layers && eng_jobs_create(&c->layers, c->loop, THREADS, NULL))
 		return;
 	s = malloc(sizeof(*s));
 	if (!s)

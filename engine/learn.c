@@ -1,12 +1,13 @@
 // What an image's microVMs need soon after their thaw, learned from them.
 //
-// A fault in the first seconds of a clone names a cluster that its image's
-// working set lacks, or has in it too late. Pages that a clone owns at that age
-// are such that the next one will write, too. Both are gathered here, for each
-// image, and a few seconds later, or when a clone ends, a worker writes the
-// working set anew: what it had, in its order, then what was learned, in the
-// order of the faults. So an image is refined by its first real thaws; then
-// nothing is learned any more, and nothing is written.
+// A fault in the first seconds of a clone names a page that its image's
+// working set lacks, or has in it too late. Its whole cluster is learned: that is
+// what the clone is given, so which other pages of it were needed is not seen.
+// Pages that a clone owns at that age are such that the next one will write, too.
+// Both are gathered here, for each image, and a few seconds later, or when a
+// clone ends, a worker writes the working set anew: what it had, in its order,
+// then what was learned, in the order of the faults. So an image is refined by
+// its first real thaws; then nothing is learned any more, and nothing is written.
 //
 // Everything of this is a hint. Not learned: from resumed microVMs (they are
 // elsewhere), from old ones, and more than LEARN_MAX of an image.
@@ -19,7 +20,7 @@
 enum {
 	LEARN_S = 10,	     // of a clone's life
 	SAVE_MS = 2000,	     // after the first thing learned
-	LEARN_MAX = 16384,   // clusters: 1 GiB
+	LEARN_MAX = 262144,  // pages: 1 GiB
 	WRITTEN_MAX = 16384, // pages: 64 MiB
 	SCANS_MAX = 4,	     // of clones' page tables, of one image
 	SCAN_MIB_MAX = 1024, // such a scan is the loop's: larger ones are not;
@@ -31,9 +32,9 @@ struct learn {
 	struct eng_snap *sn;
 	struct eng_timer *timer;
 	uint64_t npages;
-	uint32_t *order; // clusters: those of the working set, then new ones
+	uint32_t *order; // pages: those of the working set, then new ones
 	size_t n, cap, saved;
-	uint8_t *known;	  // a bit for each cluster that is in `order`
+	uint8_t *known;	  // a bit for each page that is in `order`
 	uint8_t *written; // a bit for each page
 	size_t nwritten, saved_written;
 	unsigned scans;
@@ -50,9 +51,9 @@ static void put(uint8_t *bits, uint64_t i)
 	bits[i / 8] |= (uint8_t)(1u << (i % 8));
 }
 
-static void add_cluster(struct learn *l, uint32_t cluster)
+static void add_page(struct learn *l, uint32_t pgno)
 {
-	if (has(l->known, cluster) || l->n == LEARN_MAX)
+	if (pgno >= l->npages || has(l->known, pgno) || l->n == LEARN_MAX)
 		return;
 	if (l->n == l->cap) {
 		size_t cap = l->cap ? l->cap * 2 : 256;
@@ -63,8 +64,8 @@ static void add_cluster(struct learn *l, uint32_t cluster)
 		l->order = m;
 		l->cap = cap;
 	}
-	put(l->known, cluster);
-	l->order[l->n++] = cluster;
+	put(l->known, pgno);
+	l->order[l->n++] = pgno;
 }
 
 static void add_written(struct learn *l, uint32_t pgno)
@@ -72,8 +73,8 @@ static void add_written(struct learn *l, uint32_t pgno)
 	if (pgno >= l->npages || has(l->written, pgno) ||
 	    l->nwritten == WRITTEN_MAX)
 		return;
-	add_cluster(l, pgno / CL);
-	if (!has(l->known, pgno / CL))
+	add_page(l, pgno);
+	if (!has(l->known, pgno))
 		return;
 	put(l->written, pgno);
 	l->nwritten++;
@@ -105,7 +106,7 @@ static struct learn *learn_of(struct eng_snap *sn)
 		return NULL;
 	l->sn = sn;
 	l->npages = pgc_snap_pages(sn->sn, PGC_MEM);
-	l->known = calloc(1, l->npages / CL / 8 + 2);
+	l->known = calloc(1, l->npages / 8 + 2);
 	l->written = calloc(1, l->npages / 8 + 2);
 	l->timer = eng_timer_create(sn->c->loop, on_time, l, "working set");
 	if (!l->known || !l->written || !l->timer) {
@@ -114,7 +115,7 @@ static struct learn *learn_of(struct eng_snap *sn)
 	}
 	n = pgc_snap_workset(sn->sn, PGC_MEM, &pgnos);
 	for (size_t i = 0; i < n; i++) {
-		add_cluster(l, (pgnos[i] & ~PGC_WRITTEN) / CL);
+		add_page(l, pgnos[i] & ~PGC_WRITTEN);
 		if (pgnos[i] & PGC_WRITTEN)
 			add_written(l, pgnos[i] & ~PGC_WRITTEN);
 	}
@@ -131,15 +132,17 @@ static bool teaches(const struct eng_cell *cell)
 	       util_now_ns() - cell->times.handed < LEARN_S * 1000000000ull;
 }
 
-void learn_fault(struct eng_cell *cell, uint32_t cluster)
+void learn_fault(struct eng_cell *cell, uint32_t pgno)
 {
+	uint32_t first = pgno / CL * CL;
 	struct learn *l;
 
 	if (!teaches(cell) || !(l = learn_of(cell->base)))
 		return;
 	if (l->n == l->saved)
 		eng_timer_set(l->timer, SAVE_MS);
-	add_cluster(l, cluster);
+	for (uint32_t k = first; k < first + CL; k++)
+		add_page(l, k);
 }
 
 // --- writing it down --------------------------------------------------------
@@ -147,7 +150,7 @@ void learn_fault(struct eng_cell *cell, uint32_t cluster)
 struct save_job { // it holds no snapshot: that may be dropped meanwhile
 	struct eng_cells *c;
 	struct pgc_id id;
-	size_t n, clusters, written;
+	size_t n, written;
 	uint32_t *pgnos;
 	int rc;
 	struct err err;
@@ -172,7 +175,7 @@ static void save_done(void *ctx)
 		log_warn("writing a working set: %s", j->err.msg);
 	if (!j->rc)
 		log_info("working set: %zu KiB, %zu KiB of them written",
-			 j->clusters * CL * (PGC_PAGE / 1024),
+			 j->n * (PGC_PAGE / 1024),
 			 j->written * (PGC_PAGE / 1024));
 	free(j->pgnos);
 	free(j);
@@ -185,33 +188,21 @@ static void save_done(void *ctx)
 
 static size_t list_pages(const struct learn *l, uint32_t *pgnos)
 {
-	size_t n = 0;
-
-	for (size_t i = 0; i < l->n; i++) {
-		uint32_t first = l->order[i] * CL;
-		size_t before = n;
-
-		for (uint32_t k = first; k < first + CL && k < l->npages; k++)
-			if (has(l->written, k))
-				pgnos[n++] = k | PGC_WRITTEN;
-		if (n == before)
-			pgnos[n++] = first;
-	}
-	return n;
+	for (size_t i = 0; i < l->n; i++)
+		pgnos[i] = l->order[i] |
+			   (has(l->written, l->order[i]) ? PGC_WRITTEN : 0);
+	return l->n;
 }
 
-// Takes over the write set for thaws to come, from what will be written.
+// Thaws to come are given what will be written.
 static void use_now(struct learn *l, const uint32_t *pgnos, size_t n)
 {
-	uint32_t *lay = malloc(l->nwritten * sizeof(*lay) + 1);
-	size_t k = 0;
+	uint32_t *lay = malloc(n * sizeof(*lay) + 1);
 
 	if (!lay)
 		return;
-	for (size_t i = 0; i < n; i++)
-		if (pgnos[i] & PGC_WRITTEN)
-			lay[k++] = pgnos[i] & ~PGC_WRITTEN;
-	lay_replace(l->sn, lay, k);
+	memcpy(lay, pgnos, n * sizeof(*lay));
+	lay_replace(l->sn, lay, n);
 }
 
 static void save(struct learn *l)
@@ -223,7 +214,7 @@ static void save(struct learn *l)
 		return;
 	j = calloc(1, sizeof(*j));
 	if (j)
-		j->pgnos = malloc((l->n + l->nwritten) * sizeof(*j->pgnos));
+		j->pgnos = malloc(l->n * sizeof(*j->pgnos) + 1);
 	if (!j || !j->pgnos) {
 		free(j);
 		return;
@@ -232,7 +223,7 @@ static void save(struct learn *l)
 	j->id = l->sn->id;
 	j->n = list_pages(l, j->pgnos);
 	use_now(l, j->pgnos, j->n);
-	j->clusters = l->saved = l->n;
+	l->saved = l->n;
 	j->written = l->saved_written = l->nwritten;
 	l->saving = true;
 	l->sn->c->jobs_running++;

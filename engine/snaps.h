@@ -34,7 +34,7 @@ struct eng_snap {
 	struct snap_waiter *wait[PGC_NUM_STREAMS][SNAP_WAIT_BUCKETS];
 	struct snap_load *loads; // who waits for LOADING to end
 	struct learn *learn;	 // learn.c; NULL: nothing yet
-	struct lay_list *lay;	 // lay.c; NULL: no write set
+	struct lay_list *lay;	 // lay.c; NULL: no working set
 };
 
 // Takes a reference. The snapshot may be LOADING: then cb(ctx) is called on the

@@ -1,17 +1,21 @@
 // Filling templates: from "these clusters, please" to installed pages.
 //
-// A cluster's states (template.cl):
-//	MISSING  nobody asked, or the last try failed
+// What requests do with a cluster (template.cl; only this file and template.c's
+// requests move it, on the owner's thread):
+//	IDLE     nothing
 //	QUEUED   in a request; no read yet
 //	READING  in a batch; its completion will be reported
-//	FILLED   all its non-zero pages are in the memfd
-// Only this file moves them. Requests wait in two queues (urgent, background);
+// Which pages are there is another matter (template.in): prefetch brings single
+// pages, so a cluster may have some of its pages when it is asked for; a fill
+// then brings the rest.
+//
+// Requests wait in two queues (urgent, background);
 // a background cluster that becomes urgent is simply queued again, and whoever
 // reaches it first takes it. From the queues come *batches*: some clusters, the
 // reads for their records, one buffer. A batch whose reads are done is *ready*;
 // draining decodes and installs it cluster by cluster, urgent batches first, a
-// bounded number a call. Prefetch has its own way (prefetch.c): it takes MISSING
-// clusters to READING itself, and what it is done with is reported here.
+// bounded number a call. Prefetch has its own way (prefetch.c): it marks pages as
+// coming, and what it is done with is reported here.
 #include <stdlib.h>
 
 #include "pgc_internal.h"
@@ -368,8 +372,9 @@ static const struct plan_page *first_of(const struct plan *p, uint64_t pgno)
 	return p->pages + lo;
 }
 
+// Decodes those pages of a cluster that are in `mask`.
 static int decode(struct filler *f, struct batch *b, uint64_t cluster,
-		  char *why, size_t nwhy)
+		  uint16_t mask, char *why, size_t nwhy)
 {
 	uint64_t at = cluster * PGC_CLUSTER_PAGES;
 	const struct plan_page *g = first_of(&b->plan, at);
@@ -377,10 +382,12 @@ static int decode(struct filler *f, struct batch *b, uint64_t cluster,
 
 	for (; g < end && g->pgno < at + PGC_CLUSTER_PAGES; g++) {
 		const char *text = "";
-		int rc =
-		    rec_decode(b->buf + g->pos, g->pack->uid, g->loc, g->key,
-			       f->pages + (g->pgno - at) * PGC_PAGE, &text);
+		int rc;
 
+		if (!(mask >> (g->pgno - at) & 1))
+			continue;
+		rc = rec_decode(b->buf + g->pos, g->pack->uid, g->loc, g->key,
+				f->pages + (g->pgno - at) * PGC_PAGE, &text);
 		if (rc) {
 			snprintf(why, nwhy,
 				 "page %llu is corrupt: %s (pack %016llx, "
@@ -392,6 +399,30 @@ static int decode(struct filler *f, struct batch *b, uint64_t cluster,
 		}
 	}
 	return 0;
+}
+
+// Decodes and installs what the cluster lacks.
+static int install(struct filler *f, struct batch *b, uint64_t cluster,
+		   struct pgc_done *out)
+{
+	uint16_t mask = template_lacks(b->t, out->pgno, out->npages);
+	int rc;
+
+	if (b->t->exact)
+		mask &= b->t->want[cluster];
+	b->t->want[cluster] = 0;
+	rc = decode(f, b, cluster, mask, out->why, sizeof(out->why));
+	for (unsigned i = 0, k; mask >> i && !rc; i += k) {
+		k = 1;
+		if (!(mask >> i & 1))
+			continue;
+		while (mask >> (i + k) & 1)
+			k++;
+		rc = template_install(b->t, out->pgno + i, k,
+				      f->pages + i * PGC_PAGE, out->why,
+				      sizeof(out->why));
+	}
+	return rc;
 }
 
 static void finish_cluster(struct filler *f, struct batch *b, uint64_t cluster,
@@ -412,52 +443,81 @@ static void finish_cluster(struct filler *f, struct batch *b, uint64_t cluster,
 			 b->rc == -EBADMSG ? "their pack is cut off"
 					   : strerror(-b->rc));
 	else
-		out->rc = decode(f, b, cluster, out->why, sizeof(out->why));
-	if (!out->rc)
-		out->rc = template_install(t, cluster, f->pages, false,
-					   out->why, sizeof(out->why));
-	t->cl[cluster] = out->rc ? CL_MISSING : CL_FILLED;
+		out->rc = install(f, b, cluster, out);
+	t->cl[cluster] = CL_IDLE;
 	if (!out->rc)
 		template_filled(t, cluster);
 }
 
-// The next cluster that prefetch has dealt with. One that could not be had from
-// the working set's file is asked for from the packs, and nothing is said yet:
-// somebody may wait for it.
+// The next pages of a slice's frame, neighbours in one cluster; false: no more.
+static bool next_pages(struct pf_slice *sl, uint64_t *first, uint64_t *n)
+{
+	const uint32_t *pgnos;
+	unsigned all = ws_frame_pages(sl->w, sl->c[sl->at].frame, &pgnos);
+
+	if (sl->page == all)
+		return false;
+	*first = pgnos[sl->page++] & ~PGC_WRITTEN;
+	for (*n = 1; sl->page < all; (*n)++, sl->page++) {
+		uint64_t next = pgnos[sl->page] & ~PGC_WRITTEN;
+
+		if (next != *first + *n || next % PGC_CLUSTER_PAGES == 0)
+			break;
+	}
+	return true;
+}
+
+// Pages that could not be had from the working set's file are asked for from the
+// packs, and nothing is said yet: somebody may wait for them.
+static int from_packs(struct filler *f, struct pgc_template *t, uint64_t c)
+{
+	t->want[c] = UINT16_MAX;
+	if (t->cl[c] != CL_IDLE)
+		return 0; // was asked for meanwhile
+	t->cl[c] = CL_QUEUED;
+	if (!filler_request(f, t, c, 1, true))
+		return 0;
+	t->cl[c] = CL_IDLE;
+	return -ENOMEM;
+}
+
+// The next pages that prefetch has dealt with.
 static bool report_slice(struct filler *f, struct pgc_done *out)
 {
 	while (f->slice || (f->slice = pf_take(f->pf))) {
 		struct pf_slice *sl = f->slice;
 		struct pgc_template *t = sl->t;
-		unsigned i = sl->at++;
-		uint64_t c;
+		uint64_t first, n;
+		int rc;
 
-		if (i == sl->n) {
+		if (sl->at == sl->n) {
 			pf_slice_free(sl);
 			f->slice = NULL;
 			continue;
 		}
-		c = sl->c[i].x->cluster;
-		if (sl->c[i].from_packs && t->cl[c] == CL_MISSING) {
-			t->cl[c] = CL_QUEUED;
-			if (!filler_request(f, t, c, 1, true))
+		if (!next_pages(sl, &first, &n)) {
+			sl->at++;
+			sl->page = 0;
+			continue;
+		}
+		rc = sl->c[sl->at].rc;
+		if (sl->c[sl->at].from_packs) {
+			if (!template_lacks(t, first, n))
+				rc = 0;
+			else if (!(rc = from_packs(f, t,
+						   first / PGC_CLUSTER_PAGES)))
 				continue;
-			t->cl[c] = CL_MISSING;
-			sl->c[i].rc = -ENOMEM;
-		} else if (sl->c[i].from_packs) {
-			continue; // was asked for meanwhile
 		}
 		memset(out, 0, sizeof(*out));
 		out->t = t;
-		out->pgno = c * PGC_CLUSTER_PAGES;
-		out->npages =
-		    MIN((uint64_t)PGC_CLUSTER_PAGES, t->npages - out->pgno);
-		out->rc = sl->c[i].rc;
-		if (sl->c[i].why)
+		out->pgno = first;
+		out->npages = n;
+		out->rc = rc;
+		if (sl->c[sl->at].why)
 			snprintf(out->why, sizeof(out->why), "%s",
-				 sl->c[i].why);
-		if (!out->rc)
-			template_filled(t, c);
+				 sl->c[sl->at].why);
+		if (!rc)
+			template_filled(t, first / PGC_CLUSTER_PAGES);
 		return true;
 	}
 	return false;

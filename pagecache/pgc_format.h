@@ -32,10 +32,11 @@ enum {
 	INDEX_HEADER = 64,
 	INDEX_ENT = 16,
 
-	WS_VERSION = 2, // of working sets; 1 had no pages
+	WS_VERSION = 3, // of working sets; 1 had no pages, 2 whole clusters
 	WS_HEADER = 128,
-	WS_ENT = 16,
+	WS_ENT = 8,
 	WS_ALIGN = 4096,
+	WS_FRAME_PAGES = 16,
 	WS_FRAME_MAX = 65536,
 };
 

@@ -227,9 +227,6 @@ int map_open_base(struct pgc_store *s, const uint8_t uid[16], struct map **out,
 struct map *map_ref(struct map *m);
 void map_unref(struct map *m);
 
-// Which pages of a cluster are not zero, a bit each.
-uint16_t map_cluster(const struct map *m, enum pgc_stream st, uint64_t cluster);
-
 // A stretch of pages of one nature.
 struct mseg {
 	uint64_t pgno, npages;
@@ -270,9 +267,8 @@ void map_reseal(uint8_t *buf, size_t len);
 
 // --- workset.c ---------------------------------------------------------------
 
-struct ws_ent { // a frame: the pages of one cluster that are not zero
-	uint32_t cluster, len, check;
-	uint16_t named, written; // a bit a page
+struct ws_frame { // WS_FRAME_PAGES of the list, those that are not zero
+	uint32_t len, check;
 	bool raw;
 	uint64_t off; // in the file
 };
@@ -280,18 +276,22 @@ struct workset {
 	atomic_uint refs;
 	int fd; // for direct reads, where they can be had
 	size_t n, npgnos;
-	struct ws_ent *e;
-	uint32_t *pgnos;
-	uint64_t bytes; // of the file
+	struct ws_frame *frames;
+	uint32_t *pgnos; // the list, maybe with PGC_WRITTEN
+	uint64_t bytes;	 // of the file
 };
 void ws_path(char *dst, size_t n, const struct pgc_id *id, enum pgc_stream st);
 int ws_load(struct pgc_store *s, const struct map *m, enum pgc_stream st,
 	    struct workset **out, struct err *e); // -ENOENT: none
 void ws_unref(struct workset *w);		  // NULL is fine
-// Decodes a frame into its pages, one after the other, and verifies each against
-// the map. -EBADMSG, and why.
-int ws_decode(const struct map *m, enum pgc_stream st, const struct ws_ent *x,
-	      const uint8_t *data, uint8_t *pages, const char **why);
+// The part of the list that a frame has; how many.
+unsigned ws_frame_pages(const struct workset *w, size_t frame,
+			const uint32_t **pgnos);
+// Decodes a frame into its pages, those that are zero left out, and verifies each
+// against the map. -EBADMSG, and why.
+int ws_decode(const struct map *m, enum pgc_stream st, const struct workset *w,
+	      size_t frame, const uint8_t *data, uint8_t *pages,
+	      const char **why);
 // Reads and verifies a whole file.
 int ws_verify(struct pgc_store *s, const struct map *m, enum pgc_stream st,
 	      struct err *e);
@@ -361,13 +361,13 @@ void io_poke(struct io *io);		// make the descriptor readable again
 
 enum { PF_SLICE_MAX = 64 };
 
-struct pf_slice { // clusters that a worker has dealt with
+struct pf_slice { // frames that a worker has dealt with
 	struct pf_slice *next;
 	struct pgc_template *t;
 	struct workset *w;
-	unsigned n, at;
+	unsigned n, at, page; // the next to be reported
 	struct {
-		const struct ws_ent *x;
+		size_t frame;
 		int rc;
 		bool from_packs; // to be had from there
 		char *why;
@@ -382,7 +382,8 @@ void pf_forget(struct prefetcher *f, const struct pgc_template *t);
 
 // --- fill.c, template.c ------------------------------------------------------
 
-enum { CL_MISSING, CL_QUEUED, CL_READING, CL_FILLED };
+enum { CL_IDLE, CL_QUEUED, CL_READING };
+enum { INSTALL_LOCKS = 16 };
 
 struct pgc_template {
 	struct pgc_template *next;
@@ -393,13 +394,19 @@ struct pgc_template {
 	_Atomic uint64_t resident;
 	int memfd, rofd, uffd;
 	uint8_t *mem;
-	_Atomic uint8_t *cl; // CL_* of each cluster
-	// Filled clusters that the owner knows of, oldest first: a ring.
+	_Atomic uint8_t *cl; // CL_* of each cluster: what requests do with it
+	// For each cluster, a bit a page: those in the memfd, and those that a
+	// prefetch is bringing.
+	_Atomic uint16_t *in, *coming;
+	uint16_t *want; // those that were asked for since the last fill
+	bool exact;	// nothing else is installed
+	pthread_mutex_t install[INSTALL_LOCKS]; // of clusters, by number
+	// Clusters of which the owner knows a page to be in, oldest first.
 	uint32_t *ring;
+	uint8_t *ringed;
 	uint64_t ring_at, ring_n;
 	unsigned pins; // nothing may be evicted
 };
-
 struct filler;
 int filler_create(struct filler **out, struct pgc_store *s, bool no_uring,
 		  struct err *e);
@@ -412,11 +419,14 @@ int filler_request(struct filler *f, struct pgc_template *t, uint64_t first,
 		   uint64_t count, bool urgent);
 void filler_pump(struct filler *f);
 size_t filler_drain(struct filler *f, struct pgc_done *out, size_t max);
-// Installs decoded pages of one cluster; `pages` holds the whole cluster, or, if
-// packed, only its pages that are not zero. Any thread that has the cluster
-// (CL_READING).
-int template_install(struct pgc_template *t, uint64_t cluster,
-		     const uint8_t *pages, bool packed, char *why, size_t nwhy);
+// Which of the pages at `pgno`, in one cluster, are data and not in: a bit each,
+// the cluster's first page being bit 0. `n` pages are looked at.
+uint16_t template_lacks(const struct pgc_template *t, uint64_t pgno,
+			uint64_t n);
+// Installs `n` decoded pages of one cluster, none of them zero in the snapshot;
+// those that are in already are skipped. Any thread.
+int template_install(struct pgc_template *t, uint64_t pgno, unsigned n,
+		     const uint8_t *pages, char *why, size_t nwhy);
 void template_filled(struct pgc_template *t, uint64_t cluster); // owner
 
 // --- store.c -----------------------------------------------------------------

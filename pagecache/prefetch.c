@@ -4,14 +4,14 @@
 // Threads. The owner adds jobs and takes slices; a few workers, made with the
 // first job, do the rest under one lock. A job is one template's working set, read
 // in its order. A worker takes the next *slice* of it (some hundred KiB, a
-// contiguous stretch of the file), claims each of its clusters (MISSING ->
-// READING, so that a fault that came first keeps what it has), reads with one
-// pread, decodes, verifies, installs, marks them FILLED, and hands the slice
-// back for the owner to tell who waits. Several workers are what keeps the disk
-// busy while others decode.
+// contiguous stretch of the file), marks its pages as coming (so that a fault on
+// one waits for it), reads with one pread, decodes, verifies, installs, and hands
+// the slice back for the owner to tell who waits. Several workers are what keeps
+// the disk busy while others decode. A page that somebody else brought meanwhile
+// stays as it is.
 //
-// A cluster that cannot be had from the file (damaged, cut off, unreadable) goes
-// back to MISSING and is asked for from the packs; the file is then given up.
+// Pages that cannot be had from the file (damaged, cut off, unreadable) are asked
+// for from the packs; the file is then given up.
 #include <signal.h>
 #include <stdlib.h>
 
@@ -100,7 +100,32 @@ void pf_destroy(struct prefetcher *f)
 
 // --- workers -----------------------------------------------------------------
 
-// The next slice of a job: its frames, and which of them are ours to fill.
+// Marks pages of a frame as coming, or (off) as not coming any more. True: some
+// of them are to be brought.
+static bool mark_coming(struct pgc_template *t, const struct workset *w,
+			size_t frame, bool on)
+{
+	const uint32_t *pgnos;
+	unsigned n = ws_frame_pages(w, frame, &pgnos);
+	bool some = false;
+
+	for (unsigned i = 0; i < n; i++) {
+		uint32_t pgno = pgnos[i] & ~PGC_WRITTEN;
+		uint32_t c = pgno / PGC_CLUSTER_PAGES;
+		uint16_t bit = (uint16_t)(1u << pgno % PGC_CLUSTER_PAGES);
+
+		if (!on)
+			atomic_fetch_and(&t->coming[c], (uint16_t)~bit);
+		else if (t->cl[c] != CL_IDLE || !template_lacks(t, pgno, 1))
+			continue; // somebody else does
+		else
+			atomic_fetch_or(&t->coming[c], bit);
+		some = true;
+	}
+	return some;
+}
+
+// The next slice of a job: its frames that have something to bring.
 static struct pf_slice *take_slice(struct pf_job *j)
 {
 	unsigned step = MIN(j->slices / 2, 2u);
@@ -114,33 +139,60 @@ static struct pf_slice *take_slice(struct pf_job *j)
 	atomic_fetch_add(&j->w->refs, 1);
 	sl->w = j->w;
 	while (j->at < j->w->n && sl->n < PF_SLICE_MAX && bytes < limit) {
-		const struct ws_ent *x = &j->w->e[j->at++];
-		uint8_t want = CL_MISSING;
+		size_t frame = j->at++;
+		uint32_t len = j->w->frames[frame].len;
 
-		// Nothing to fill, or somebody else does.
-		if (!x->len || !atomic_compare_exchange_strong(
-				   &j->t->cl[x->cluster], &want, CL_READING)) {
-			if (sl->n && x->len)
+		if (!len || !mark_coming(j->t, j->w, frame, true)) {
+			if (sl->n && len)
 				break; // what is read stays without gaps
 			continue;
 		}
-		sl->c[sl->n++].x = x;
-		bytes += x->len;
+		sl->c[sl->n++].frame = frame;
+		bytes += len;
 	}
 	j->slices++;
 	return sl;
 }
 
-static int fill_one(struct pgc_template *t, const struct ws_ent *x,
-		    const uint8_t *data, uint8_t *pages, char **out)
+// Installs a frame's decoded pages, neighbours together.
+static int install_frame(struct pgc_template *t, const struct workset *w,
+			 size_t frame, const uint8_t *pages, char *text,
+			 size_t ntext)
+{
+	const uint32_t *pgnos;
+	unsigned n = ws_frame_pages(w, frame, &pgnos), i = 0, k;
+	struct mseg g = {0};
+	int rc = 0;
+
+	for (; i < n && !rc; i += k) {
+		uint64_t pgno = pgnos[i] & ~PGC_WRITTEN, most;
+
+		k = 1;
+		map_seg(t->snap->map, t->st, pgno, &g);
+		if (!g.data)
+			continue;
+		most =
+		    MIN(g.npages, PGC_CLUSTER_PAGES - pgno % PGC_CLUSTER_PAGES);
+		while (i + k < n && k < most &&
+		       (pgnos[i + k] & ~PGC_WRITTEN) == pgno + k)
+			k++;
+		rc = template_install(t, pgno, k, pages, text, ntext);
+		pages += k * PGC_PAGE;
+	}
+	return rc;
+}
+
+static int fill_one(struct pgc_template *t, const struct workset *w,
+		    size_t frame, const uint8_t *data, uint8_t *pages,
+		    char **out)
 {
 	char text[sizeof(((struct pgc_done *)0)->why)];
 	const char *why;
-	int rc = ws_decode(t->snap->map, t->st, x, data, pages, &why);
+	int rc = ws_decode(t->snap->map, t->st, w, frame, data, pages, &why);
 
 	if (rc)
 		return rc; // from the packs, then
-	rc = template_install(t, x->cluster, pages, true, text, sizeof(text));
+	rc = install_frame(t, w, frame, pages, text, sizeof(text));
 	if (rc)
 		*out = strdup(text);
 	return rc;
@@ -148,21 +200,23 @@ static int fill_one(struct pgc_template *t, const struct ws_ent *x,
 
 static void fill_slice(struct pf_slice *sl, uint8_t *buf, uint8_t *pages)
 {
-	const struct ws_ent *first = sl->c[0].x, *last = sl->c[sl->n - 1].x;
+	const struct ws_frame *frames = sl->w->frames;
+	const struct ws_frame *first = &frames[sl->c[0].frame];
+	const struct ws_frame *last = &frames[sl->c[sl->n - 1].frame];
 	uint64_t from = ALIGN_DOWN(first->off, (uint64_t)WS_ALIGN);
 	uint64_t to = ALIGN_UP(last->off + last->len, (uint64_t)WS_ALIGN);
 	int rc = util_pread_all(sl->w->fd, buf, to - from, (off_t)from);
 
 	for (unsigned i = 0; i < sl->n; i++) {
-		const struct ws_ent *x = sl->c[i].x;
-		int one = rc ? -EBADMSG
-			     : fill_one(sl->t, x, buf + (x->off - from), pages,
-					&sl->c[i].why);
+		size_t k = sl->c[i].frame;
+		int one =
+		    rc ? -EBADMSG
+		       : fill_one(sl->t, sl->w, k, buf + (frames[k].off - from),
+				  pages, &sl->c[i].why);
 
 		sl->c[i].rc = one;
 		sl->c[i].from_packs = one && !sl->c[i].why;
-		atomic_store(&sl->t->cl[x->cluster],
-			     one ? CL_MISSING : CL_FILLED);
+		mark_coming(sl->t, sl->w, k, false);
 	}
 }
 

@@ -123,10 +123,17 @@ int pgc_template_open(struct pgc_snap *sn, enum pgc_stream st,
 	t->npages = sn->map->st[st].npages;
 	t->nclusters = (t->npages + PGC_CLUSTER_PAGES - 1) / PGC_CLUSTER_PAGES;
 	t->memfd = t->rofd = t->uffd = -1;
+	for (int i = 0; i < INSTALL_LOCKS; i++)
+		pthread_mutex_init(&t->install[i], NULL);
 	t->cl = calloc(1, t->nclusters);
+	t->in = calloc(t->nclusters, sizeof(*t->in));
+	t->coming = calloc(t->nclusters, sizeof(*t->coming));
 	t->ring = malloc(t->nclusters * sizeof(*t->ring));
-	rc = t->cl && t->ring ? make_memfd(t, e)
-			      : err_set(e, -ENOMEM, "no memory for a template");
+	t->ringed = calloc(1, t->nclusters);
+	t->want = calloc(t->nclusters, sizeof(*t->want));
+	rc = t->cl && t->in && t->coming && t->want && t->ring && t->ringed
+		 ? make_memfd(t, e)
+		 : err_set(e, -ENOMEM, "no memory for a template");
 	if (!rc)
 		rc = map_memfd(t, e);
 	t->next = t->s->templates;
@@ -157,7 +164,13 @@ void pgc_template_free(struct pgc_template *t)
 	fd_close(&t->rofd);
 	fd_close(&t->memfd);
 	pgc_snap_unref(t->snap);
+	for (int i = 0; i < INSTALL_LOCKS; i++)
+		pthread_mutex_destroy(&t->install[i]);
 	free(t->ring);
+	free(t->ringed);
+	free(t->want);
+	free((void *)t->coming);
+	free((void *)t->in);
 	free((void *)t->cl);
 	free(t);
 }
@@ -186,44 +199,73 @@ uint64_t pgc_template_resident(const struct pgc_template *t)
 	return t->resident;
 }
 
+static uint16_t page_bits(uint64_t pgno, uint64_t n)
+{
+	return (uint16_t)(((1u << n) - 1) << pgno % PGC_CLUSTER_PAGES);
+}
+
 enum pgc_have pgc_template_have(const struct pgc_template *t, uint64_t pgno)
 {
+	uint64_t c = pgno / PGC_CLUSTER_PAGES;
 	struct mseg g;
-	uint8_t is;
 
 	if (pgno >= t->npages)
 		return PGC_MISSING;
 	map_seg(t->snap->map, t->st, pgno, &g);
 	if (!g.data)
 		return PGC_ZERO;
-	is = t->cl[pgno / PGC_CLUSTER_PAGES];
-	switch (is) {
-	case CL_FILLED:
+	if (t->in[c] & page_bits(pgno, 1))
 		return PGC_FILLED;
-	case CL_MISSING:
-		return PGC_MISSING;
-	default:
-		return PGC_FILLING;
-	}
+	return t->cl[c] != CL_IDLE || t->coming[c] & page_bits(pgno, 1)
+		   ? PGC_FILLING
+		   : PGC_MISSING;
 }
 
-// Marks the missing clusters of a stretch of data pages as queued.
-static bool queue_clusters(struct pgc_template *t, uint64_t pgno, uint64_t n)
+uint16_t template_lacks(const struct pgc_template *t, uint64_t pgno, uint64_t n)
 {
-	uint64_t last = (pgno + n - 1) / PGC_CLUSTER_PAGES;
-	bool missing = false;
+	uint64_t c = pgno / PGC_CLUSTER_PAGES, end = pgno + n;
+	uint16_t data = 0;
 
-	for (uint64_t c = pgno / PGC_CLUSTER_PAGES; c <= last; c++) {
-		uint8_t was = CL_MISSING;
+	while (pgno < end) {
+		struct mseg g;
+		uint64_t k;
 
-		// A prefetching worker may want it at the same moment.
-		if (!atomic_compare_exchange_strong(&t->cl[c], &was,
-						    CL_QUEUED) &&
-		    was == CL_FILLED)
-			continue;
-		missing = true;
+		map_seg(t->snap->map, t->st, pgno, &g);
+		k = MIN(g.npages, end - pgno);
+		if (g.data)
+			data |= page_bits(pgno, k);
+		pgno += k;
 	}
-	return missing;
+	return data & (uint16_t)~t->in[c];
+}
+
+// Marks the clusters of some pages as queued where pages are missing that no
+// prefetch is bringing. *wait: some are missing.
+static bool queue_clusters(struct pgc_template *t, uint64_t pgno, uint64_t n,
+			   bool *wait)
+{
+	uint64_t end = pgno + n;
+	bool queued = false;
+
+	while (pgno < end) {
+		uint64_t c = pgno / PGC_CLUSTER_PAGES;
+		uint64_t stop = MIN(end, (c + 1) * PGC_CLUSTER_PAGES);
+		// In this order: what comes in leaves `coming` afterwards.
+		uint16_t coming = t->coming[c];
+		uint16_t lacks = template_lacks(t, pgno, stop - pgno);
+
+		pgno = stop;
+		if (!lacks)
+			continue;
+		*wait = true;
+		if (!(lacks & ~coming))
+			continue;
+		t->want[c] |= lacks;
+		if (t->cl[c] == CL_IDLE)
+			t->cl[c] = CL_QUEUED;
+		queued = true;
+	}
+	return queued;
 }
 
 // A request that could not be queued must not leave clusters marked.
@@ -233,30 +275,19 @@ static void unqueue_clusters(struct pgc_template *t, uint64_t pgno, uint64_t n)
 
 	for (uint64_t c = pgno / PGC_CLUSTER_PAGES; c <= last; c++)
 		if (t->cl[c] == CL_QUEUED)
-			t->cl[c] = CL_MISSING;
+			t->cl[c] = CL_IDLE;
 }
 
 int pgc_template_fill(struct pgc_template *t, uint64_t pgno, uint64_t n,
 		      bool urgent, struct err *e)
 {
-	uint64_t at = pgno, end = pgno + n;
-	bool missing = false;
+	uint64_t end = pgno + n, at = pgno / PGC_CLUSTER_PAGES;
+	bool wait = false;
 
 	if (pgno > t->npages || n > t->npages - pgno)
 		return err_set(e, -EINVAL, "pages beyond the template's end");
-	while (at < end) {
-		struct mseg g;
-		uint64_t k;
-
-		map_seg(t->snap->map, t->st, at, &g);
-		k = MIN(g.npages, end - at);
-		if (g.data && queue_clusters(t, at, k))
-			missing = true;
-		at += k;
-	}
-	if (!missing)
-		return 1;
-	at = pgno / PGC_CLUSTER_PAGES;
+	if (!queue_clusters(t, pgno, n, &wait))
+		return !wait;
 	if (filler_request(t->s->filler, t, at,
 			   (end - 1) / PGC_CLUSTER_PAGES - at + 1, urgent)) {
 		unqueue_clusters(t, pgno, n);
@@ -266,11 +297,19 @@ int pgc_template_fill(struct pgc_template *t, uint64_t pgno, uint64_t n,
 	return 0;
 }
 
+void pgc_template_exact(struct pgc_template *t, bool on)
+{
+	t->exact = on;
+}
+
 // --- filled, and evicted -----------------------------------------------------
 
-// A cluster is in the ring exactly while the owner knows that it is filled.
+// A cluster is in the ring exactly while the owner knows of a page in it.
 void template_filled(struct pgc_template *t, uint64_t cluster)
 {
+	if (t->ringed[cluster])
+		return;
+	t->ringed[cluster] = 1;
 	t->ring[(t->ring_at + t->ring_n++) % t->nclusters] = (uint32_t)cluster;
 }
 
@@ -288,7 +327,7 @@ void pgc_template_unpin(struct pgc_template *t)
 // write them; those ask again. What they wrote is theirs and stays.
 uint64_t pgc_template_evict(struct pgc_template *t, uint64_t bytes)
 {
-	uint64_t before = t->resident, freed = 0;
+	uint64_t freed = 0;
 
 	if (t->pins || t->st != PGC_MEM)
 		return 0;
@@ -296,18 +335,25 @@ uint64_t pgc_template_evict(struct pgc_template *t, uint64_t bytes)
 		uint64_t c = t->ring[t->ring_at], first = c * PGC_CLUSTER_PAGES;
 		uint64_t n =
 		    MIN((uint64_t)PGC_CLUSTER_PAGES, t->npages - first);
-		uint64_t own = (uint64_t)__builtin_popcount(
-				   map_cluster(t->snap->map, t->st, c)) *
-			       PGC_PAGE;
+		pthread_mutex_t *lock = &t->install[c % INSTALL_LOCKS];
+		uint64_t own;
+		int rc;
 
-		if (fallocate(t->memfd,
-			      FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-			      (off_t)(first * PGC_PAGE), (off_t)(n * PGC_PAGE)))
+		must_lock(lock);
+		rc = fallocate(
+		    t->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+		    (off_t)(first * PGC_PAGE), (off_t)(n * PGC_PAGE));
+		own = rc ? 0
+			 : (uint64_t)__builtin_popcount(
+			       atomic_exchange(&t->in[c], 0)) *
+			       PGC_PAGE;
+		atomic_fetch_sub(&t->resident, own);
+		must_unlock(lock);
+		if (rc)
 			break;
 		t->ring_at = (t->ring_at + 1) % t->nclusters;
 		t->ring_n--;
-		t->cl[c] = CL_MISSING;
-		atomic_fetch_sub(&t->resident, MIN(own, before - freed));
+		t->ringed[c] = 0;
 		freed += own;
 	}
 	return freed;
@@ -337,45 +383,48 @@ static int copy_in(struct pgc_template *t, uint64_t pgno, const uint8_t *from,
 	return 0;
 }
 
-int template_install(struct pgc_template *t, uint64_t cluster,
-		     const uint8_t *pages, bool packed, char *why, size_t nwhy)
+// With the cluster's lock: pages [pgno, pgno + n), none of which is in.
+static int install_run(struct pgc_template *t, uint64_t pgno, uint64_t n,
+		       const uint8_t *pages)
 {
-	uint64_t first = cluster * PGC_CLUSTER_PAGES, at = first;
-	uint64_t end = MIN(first + PGC_CLUSTER_PAGES, t->npages);
-	uint64_t added = 0, done;
+	uint64_t done;
+	int rc = copy_in(t, pgno, pages, n * PGC_PAGE, &done);
+
+	if (done) {
+		atomic_fetch_add(&t->resident, done);
+		atomic_fetch_or(&t->in[pgno / PGC_CLUSTER_PAGES],
+				page_bits(pgno, done / PGC_PAGE));
+	}
+	return rc;
+}
+
+int template_install(struct pgc_template *t, uint64_t pgno, unsigned n,
+		     const uint8_t *pages, char *why, size_t nwhy)
+{
+	uint64_t c = pgno / PGC_CLUSTER_PAGES;
+	pthread_mutex_t *lock = &t->install[c % INSTALL_LOCKS];
 	int rc = 0;
 
-	while (at < end && !rc) {
-		struct mseg g;
-		uint64_t k;
+	must_lock(lock);
+	for (unsigned i = 0, k; i < n && !rc; i += k) {
+		bool in = t->in[c] & page_bits(pgno + i, 1);
 
-		map_seg(t->snap->map, t->st, at, &g);
-		k = MIN(g.npages, end - at);
-		if (g.data) {
-			rc = copy_in(t, at, pages, k * PGC_PAGE, &done);
-			added += done;
-		}
-		if (g.data || !packed)
-			pages += k * PGC_PAGE;
-		at += k;
+		for (k = 1; i + k < n; k++)
+			if (in != !!(t->in[c] & page_bits(pgno + i + k, 1)))
+				break;
+		if (!in)
+			rc = install_run(t, pgno + i, k, pages + i * PGC_PAGE);
 	}
-	atomic_fetch_add(&t->resident, added);
-	if (!rc)
-		return 0;
+	must_unlock(lock);
 	if (rc == -EEXIST) {
 		snprintf(why, nwhy,
 			 "pages from %llu: somebody else put a page into the "
 			 "template; it cannot be trusted any more",
-			 (unsigned long long)first);
+			 (unsigned long long)pgno);
 		return -EIO;
 	}
-	snprintf(why, nwhy, "pages from %llu cannot be installed: %s",
-		 (unsigned long long)first, strerror(-rc));
-	// Out of memory half-way: what came in goes again, so that another try
-	// finds the cluster empty. Clones that have mapped it fault again.
-	if (!fallocate(t->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-		       (off_t)(first * PGC_PAGE),
-		       (off_t)((end - first) * PGC_PAGE)))
-		atomic_fetch_sub(&t->resident, added);
+	if (rc)
+		snprintf(why, nwhy, "pages from %llu cannot be installed: %s",
+			 (unsigned long long)pgno, strerror(-rc));
 	return rc;
 }

@@ -37,8 +37,7 @@ struct pgc_store;
 
 struct pgc_options {
 	size_t struct_size;
-	bool
-	    no_uring; // force the plain fallback (also when io_uring is refused)
+	bool no_uring;	 // the plain fallback, as if io_uring were refused
 	bool keep_index; // tests: do not rebuild the index from the packs
 };
 
@@ -91,13 +90,13 @@ struct pgc_snap_stats {
 	uint64_t pages[PGC_NUM_STREAMS];   // length of the streams
 	uint64_t nonzero[PGC_NUM_STREAMS]; // pages that are not zero
 	uint64_t own[PGC_NUM_STREAMS]; // pages that differ from the parent's
-	uint64_t
-	    stored_bytes; // pack bytes that this snapshot was first to store
-	uint64_t
-	    unique_bytes; // compressed bytes of all pages it references, once each
+	// Pack bytes that this snapshot was first to store.
+	uint64_t stored_bytes;
+	// Compressed bytes of all pages it references, once each.
+	uint64_t unique_bytes;
 	uint64_t map_bytes; // its snapshot file
-	uint64_t
-	    workset_bytes; // its working sets' files, as this handle has them
+	// Its working sets' files, as this handle has them.
+	uint64_t workset_bytes;
 };
 
 // --- snapshots -----------------------------------------------------------------
@@ -117,9 +116,9 @@ const void *pgc_snap_blob(const struct pgc_snap *sn, const char *name,
 			  size_t *len);
 // The working set: page numbers of a stream in order of first access, recorded on
 // an earlier thaw; those that the guest wrote with PGC_WRITTEN. Setting it
-// writes the side file of a published snapshot, with the pages in it (all of
-// each cluster that is named), atomically and durably; handles opened before
-// keep the old one. It reads, compresses and waits for the disk: for workers, any thread.
+// writes the side file of a published snapshot, with these pages in it,
+// atomically and durably; handles opened before keep the old one. It reads,
+// compresses and waits for the disk: for workers, any thread.
 #define PGC_WRITTEN 0x80000000u
 int pgc_snap_set_workset(struct pgc_store *s, const struct pgc_id *id,
 			 enum pgc_stream st, const uint32_t *pgnos, size_t n,
@@ -128,8 +127,9 @@ int pgc_snap_set_workset(struct pgc_store *s, const struct pgc_id *id,
 // makes anew. Handles that are open keep them. Any thread.
 int pgc_snap_drop_worksets(struct pgc_store *s, const struct pgc_id *id,
 			   struct err *e);
-// As it was recorded, but in whole clusters: in order of the first mention of
-// each, and within one by page number.
+// As it was recorded, but what was named of a cluster comes at its first
+// mention, by page number, and of a cluster with more than four such pages all
+// of it; no page twice.
 size_t pgc_snap_workset(const struct pgc_snap *sn, enum pgc_stream st,
 			const uint32_t **pgnos); // borrowed
 void pgc_snap_get_stats(const struct pgc_snap *sn, struct pgc_snap_stats *out);
@@ -199,11 +199,17 @@ uint64_t pgc_template_resident(const struct pgc_template *t); // bytes
 enum pgc_have { PGC_MISSING, PGC_FILLING, PGC_FILLED, PGC_ZERO };
 enum pgc_have pgc_template_have(const struct pgc_template *t, uint64_t pgno);
 
-// Asks for pages [pgno, pgno+n) to be filled: the clusters that hold them.
-// Returns 1 when all are filled already, 0 when a completion will come for
-// every cluster still missing, -errno. `urgent` goes before prefetches.
+// Asks for pages [pgno, pgno+n) to be filled: the clusters that hold them, unless
+// a prefetch is bringing just what is missing. Returns 1 when all of these pages are
+// filled already, 0 when a completion will come for each that is not, -errno.
+// A completion may be for a part of a cluster, and a page that it names may be evicted by
+// then: who waits asks again. `urgent` goes before prefetches.
 int pgc_template_fill(struct pgc_template *t, uint64_t pgno, uint64_t n,
 		      bool urgent, struct err *e);
+// From now on fills bring only the pages that are asked for, not their clusters:
+// so that every first touch of a page is an event of the clone, which is how it is
+// recorded which pages are needed. Slow.
+void pgc_template_exact(struct pgc_template *t, bool on);
 // Starts filling the recorded working set in the background, in its order and in
 // large reads, by threads of this room.
 int pgc_template_prefetch(struct pgc_template *t, struct err *e);
@@ -219,7 +225,7 @@ void pgc_template_unpin(struct pgc_template *t);
 // Completions. fd is pollable for reading for as long as something is due.
 struct pgc_done {
 	struct pgc_template *t;
-	uint64_t pgno, npages; // filled (rc 0) or failed, cluster-aligned
+	uint64_t pgno, npages; // filled (rc 0) or failed; in one cluster
 	int rc;		       // -EBADMSG: corrupt, never installed; -EIO
 	char why[160];
 };

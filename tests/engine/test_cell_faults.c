@@ -68,9 +68,9 @@ Test(cell_faults, recorded_order_is_prefetched)
 	cr_assert_str_eq(rig_cmd(&a, "check 7 18M 1M"), "GOOD 256");
 	cr_assert_str_eq(rig_cmd(&a, "check 7 16M 1M"), "GOOD 256");
 	n = eng_cell_recorded(a.cell, &pgnos);
-	cr_assert_geq(n, 32u);
+	cr_assert_geq(n, 512u);	      // two times 1 MiB by single pages,
+	cr_assert_leq(n, 512u + 64u); // and little beside
 	for (size_t i = 0; i + 1 < n; i++) {
-		cr_assert_eq(pgnos[i] % PGC_CLUSTER_PAGES, 0u);
 		// 18M is needed before 16M.
 		found |= pgnos[i] == (18u << 20) / 4096;
 		if (pgnos[i] == (16u << 20) / 4096)

@@ -148,6 +148,35 @@ Test(cell_prepared, not_for_a_resume_or_a_recording)
 	rig_close(&rig);
 }
 
+// A recording needs the template page by page; nobody after it does.
+Test(cell_prepared, a_recording_slows_nobody_after_it)
+{
+	struct rig_opts o = {.shells = 1};
+	struct eng_thaw_req req = {.record = true};
+	struct eng_cell_usage u;
+	struct pgc_id img;
+	pid_t pid;
+
+	open_rig(&o);
+	rig_image(&rig, &img, 64, 1, "fill 7 16M 4M");
+	pid = prepare(&img, &vm[0]);
+	req.base = img;
+	rig_thaw_req(&rig, &vm[1], &req);
+	cr_assert_str_eq(rig_cmd(&vm[1], "check 7 16M 1M"), "GOOD 256");
+	eng_cell_usage(vm[1].cell, &u);
+	cr_assert_geq(u.faults, 256u);
+	rig_kill(&vm[1]);
+	rig_thaw(&rig, &vm[2], &img, NULL);
+	cr_assert_eq(eng_cell_pid(vm[2].cell), pid);
+	cr_assert_str_eq(rig_cmd(&vm[2], "check 7 16M 4M"), "GOOD 1024");
+	eng_cell_usage(vm[2].cell, &u); // a cluster is 16 pages
+	cr_assert_leq(u.faults, 48u + 60, "%lu faults",
+		      (unsigned long)u.faults);
+	rig_kill(&vm[0]);
+	rig_kill(&vm[2]);
+	rig_close(&rig);
+}
+
 Test(cell_prepared, ends_with_its_image)
 {
 	struct rig_opts o = {.shells = 1};

@@ -169,6 +169,28 @@ def test_superseded_versions_lose_theirs(t):
         t.end(vm)
 
 
+def test_a_scattered_read_set_costs_its_own_pages(t):
+    area, pages = "16M 64M", 8 << 20  # an eighth of them, by fours
+    got = t.build(name="reads", kernel=ELF, memoryMiB=96,
+                  cmdline=f"fill 3 {area};freeze;touch read scattered {area}",
+                  readyTimeoutSeconds=30)
+    check("image" in got, "an image whose copies read here and there", got)
+    t.restart()
+    vm = t.run("reads").json["microvmId"]
+    check("SUM" in t.wait_log(vm, "SUM"), "a copy reads them, cold")
+    had = t.stats()["templates"]["residentBytes"]
+    check(pages <= had < 1.5 * pages,
+          "the template has hardly more than those", had)
+    good = f"GOOD {64 * 256}"  # after the end of a line SUM, perhaps
+    equal(ask(t, vm, f"check 3 {area}", "GOOD|BAD").splitlines()[-1], good,
+          "every byte of them and around them is right")
+    other = t.run("reads").json["microvmId"]
+    equal(ask(t, other, f"check 3 {area}", "GOOD|BAD").splitlines()[-1], good,
+          "and for another copy")
+    t.end(vm)
+    t.end(other)
+
+
 if __name__ == "__main__":
     if not os.access("/dev/kvm", os.R_OK | os.W_OK) or os.geteuid():
         diag("no /dev/kvm, or not root")
@@ -178,7 +200,8 @@ if __name__ == "__main__":
         rc = main([test_learned_from_real_thaws,
                    test_write_set_is_laid_with_the_right_bytes,
                    test_a_damaged_working_set_costs_no_byte,
-                   test_superseded_versions_lose_theirs], rig)
+                   test_superseded_versions_lose_theirs,
+                   test_a_scattered_read_set_costs_its_own_pages], rig)
     finally:
         rig.remove()
     sys.exit(rc)

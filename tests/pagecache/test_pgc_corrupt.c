@@ -349,16 +349,16 @@ Test(corrupt, a_damaged_working_set_is_ignored_and_reported)
 	const uint32_t *ws;
 	struct fix f;
 	uint8_t *good;
-	size_t len, table, data, frames = 0;
+	size_t len, frame, table, data, frames;
 
 	setup(&f);
 	cr_assert(find_file(path, f.dir, "snaps", ".ws"));
 	good = slurp(path, &len);
 	s = open_store(f.dir);
-	table = WS_HEADER + le32(good + 36) * (size_t)WS_ENT;
+	frame = WS_HEADER + le32(good + 36) * sizeof(uint32_t);
+	table = frame + WS_ENT; // of 3 pages
 	data = le64(good + 48);
-	for (unsigned i = 0; i < le32(good + 36); i++)
-		frames += le32(good + WS_HEADER + i * WS_ENT + 4) & ~WS_RAW;
+	frames = le32(good + frame) & ~WS_RAW;
 	for (size_t at = 0; at < data + frames; at += at < table ? 1 : 41) {
 		if (at >= table && at < data)
 			at = data; // padding
@@ -382,6 +382,43 @@ Test(corrupt, a_damaged_working_set_is_ignored_and_reported)
 	pgc_store_close(s);
 	teardown(&f);
 	free(good);
+}
+
+// Whole, but of another version, it counts as none; the snapshot is as before.
+Test(corrupt, a_working_set_of_another_version_counts_as_none)
+{
+	static const uint32_t versions[] = {1, WS_VERSION - 1, WS_VERSION + 1};
+	char path[PATH_MAX];
+	struct pgc_store *s;
+	struct pgc_snap *sn;
+	const uint32_t *ws;
+	struct fix f;
+	uint8_t *p;
+	size_t len;
+
+	setup(&f);
+	cr_assert(find_file(path, f.dir, "snaps", ".ws"));
+	p = slurp(path, &len);
+	s = open_store(f.dir);
+	for (size_t i = 0; i < ARRAY_SIZE(versions); i++) {
+		put_le32(p + 8, versions[i]);
+		put_le32(p + 12, versions[i]);
+		put_le64(p + 120, hash64(p, WS_HEADER - 8));
+		spew(path, p, len);
+		sn = open_snap(s, &f.a);
+		cr_assert_eq(pgc_snap_workset(sn, PGC_MEM, &ws), 0);
+		pgc_snap_unref(sn);
+	}
+	put_le32(p + 8, WS_VERSION);
+	put_le32(p + 12, WS_VERSION);
+	put_le64(p + 120, hash64(p, WS_HEADER - 8));
+	spew(path, p, len);
+	sn = open_snap(s, &f.a);
+	cr_assert_eq(pgc_snap_workset(sn, PGC_MEM, &ws), 3);
+	pgc_snap_unref(sn);
+	pgc_store_close(s);
+	teardown(&f);
+	free(p);
 }
 
 // A corrupt old record is not deduplicated against: the page is stored anew.

@@ -336,6 +336,7 @@ Test(roundtrip, worksets)
 	struct pgc_id id = id_of(1);
 	uint8_t *p = mixed(64, 0);
 	uint32_t ws[] = {60, 7, 3 | PGC_WRITTEN, 61, 3}, beyond[] = {64};
+	// By clusters in order of mention, nothing beside.
 	uint32_t want[] = {60, 61, 3 | PGC_WRITTEN, 7};
 	const uint32_t *got;
 	struct pgc_snap *old, *sn;
@@ -373,6 +374,31 @@ Test(roundtrip, worksets)
 	rm_tree(dir);
 	free(p);
 	free(side);
+}
+
+// Few pages named of a cluster are what they are; with more, all of it is meant.
+Test(roundtrip, working_sets_round_up_where_many_are_named)
+{
+	char *dir = tmp_store();
+	struct pgc_store *s = open_store(dir);
+	struct pgc_id id = id_of(1);
+	uint8_t *p = mixed(64, 0);
+	const uint32_t ws[] = {33, 35, 37, 39, 1, 3 | PGC_WRITTEN, 5, 7, 15, 60};
+	const uint32_t *got;
+	struct pgc_snap *sn;
+
+	publish(s, &id, NULL, p, 64, true);
+	ok(pgc_snap_set_workset(s, &id, PGC_MEM, ws, ARRAY_SIZE(ws), e));
+	sn = open_snap(s, &id);
+	cr_assert_eq(pgc_snap_workset(sn, PGC_MEM, &got), 4 + 16 + 1);
+	cr_assert(!memcmp(got, ws, 4 * sizeof(*ws)));
+	for (uint32_t i = 0; i < 16; i++)
+		cr_assert_eq(got[4 + i], i == 3 ? 3 | PGC_WRITTEN : i);
+	cr_assert_eq(got[20], 60);
+	pgc_snap_unref(sn);
+	pgc_store_close(s);
+	rm_tree(dir);
+	free(p);
 }
 
 // Everything on disk against the sum of the compressed unique pages.
