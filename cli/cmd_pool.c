@@ -53,8 +53,8 @@ static void add_row(struct cli_table *t, const json_t *p)
 
 static int pool_ls(struct cli *c)
 {
-	static const char *const heads[] = {"IMAGE",  "VERSION",  "SIZE",
-					    "PARKED", "HITS",	  "MISSES",
+	static const char *const heads[] = {"IMAGE",  "VERSION", "SIZE",
+					    "PARKED", "HITS",	 "MISSES",
 					    "RATE",   "WASTED"};
 	json_t *all = NULL, *list, *p;
 	struct cli_table t;
@@ -76,8 +76,7 @@ static int pool_ls(struct cli *c)
 		cli_print_json(list, false);
 	} else {
 		cli_table_init(&t, heads, ARRAY_SIZE(heads));
-		json_array_foreach(list, i, p)
-			add_row(&t, p);
+		json_array_foreach(list, i, p) add_row(&t, p);
 		cli_table_print(&t, !cli_flag(c, "no-header"));
 	}
 	json_decref(all);

@@ -130,9 +130,9 @@ void api_stats(struct api *a, struct http_req *r)
 	uint64_t up = util_now_ns() - a->started_ns;
 
 	http_reply(r, 200,
-		   json_pack("{s:f,s:I,s:I,s:I,s:o,s:o,s:o,s:o}", "uptimeSeconds",
-			     (double)(up / 1000000) / 1e3, "requests",
-			     (json_int_t)a->requests, "errors",
+		   json_pack("{s:f,s:I,s:I,s:I,s:o,s:o,s:o,s:o}",
+			     "uptimeSeconds", (double)(up / 1000000) / 1e3,
+			     "requests", (json_int_t)a->requests, "errors",
 			     (json_int_t)a->errors, "eventFollowers",
 			     (json_int_t)eng_events_followers(a->events),
 			     "loop", loop_stats(a), "registry",

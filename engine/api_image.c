@@ -94,8 +94,7 @@ static json_t *thaw_image(struct api *a, const struct reg_image *im)
 
 // --- finding ----------------------------------------------------------------
 
-struct reg_image *api_image_of(struct api *a, struct http_req *r,
-			       unsigned seg)
+struct reg_image *api_image_of(struct api *a, struct http_req *r, unsigned seg)
 {
 	struct err e = ERR_INIT;
 	struct reg_image *im;
@@ -179,9 +178,8 @@ struct deletion {
 
 static json_t *deleted_shape(const struct deletion *d)
 {
-	json_t *j =
-	    json_pack("{s:o,s:s}", "imageIdentifier", eng_image_arn(d->image),
-		      "state", "DELETED");
+	json_t *j = json_pack("{s:o,s:s}", "imageIdentifier",
+			      eng_image_arn(d->image), "state", "DELETED");
 
 	if (d->version[0])
 		json_object_set_new(j, "imageVersion", json_string(d->version));
@@ -208,9 +206,9 @@ static void delete_step(struct deletion *d)
 	int rc;
 
 	if (!im || (d->version[0] && !v))
-		rc = err_set(&e, -ENOENT,
-			     "MicroVM image %s was deleted meanwhile",
-			     d->image);
+		rc =
+		    err_set(&e, -ENOENT,
+			    "MicroVM image %s was deleted meanwhile", d->image);
 	else
 		rc = eng_image_delete(d->a->images, im, v, &ending, &seq, &e);
 	if (rc == -EINPROGRESS && d->tries++ < DELETE_TRIES) {

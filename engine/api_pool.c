@@ -66,8 +66,8 @@ static int read_size(const struct http_req *r, unsigned *size, struct err *e)
 	int rc = body ? check_object(body, "", fields, 1, e) : -EINVAL;
 
 	if (!rc)
-		*size = (unsigned)json_integer_value(
-		    json_object_get(body, "size"));
+		*size =
+		    (unsigned)json_integer_value(json_object_get(body, "size"));
 	json_decref(body);
 	return rc;
 }

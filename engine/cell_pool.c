@@ -182,8 +182,8 @@ void shells_refill(void *ctx)
 	if (!neediest || c->nprocs >= c->cfg.max_cells)
 		return;
 	// What is to be prepared lays its memory out before it has a VM.
-	blank = neediest->nready + neediest->nspawning >=
-		class_size(c, neediest);
+	blank =
+	    neediest->nready + neediest->nspawning >= class_size(c, neediest);
 	if (proc_spawn(c, neediest, blank, &p, &e)) {
 		log_warn("preparing %s: %s", name_of(neediest), e.msg);
 		refill_soon(c, RETRY_MS);

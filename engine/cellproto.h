@@ -53,8 +53,8 @@ enum cp_type {
 
 	// vCPU-0 thread to thawd (ctl socket)
 	CP_MAPPED = 64,
-	CP_FAILED, // text: the cell gives up (either thread)
-	CP_PREPARED,  // CP_PREPARE is done: all but the guest's time is in place
+	CP_FAILED,   // text: the cell gives up (either thread)
+	CP_PREPARED, // CP_PREPARE is done: all but the guest's time is in place
 
 	// device thread to thawd (ctl socket)
 	CP_HELLO =
@@ -101,8 +101,8 @@ enum {
 	CP_FD_CONSOLE,
 	CP_FD_KVM,
 	CP_FD_UFFD,
-	CP_FD_HOST, // what KVM supports here: vmm_facts_load()
-	CP_FD_END, 	      // what a cell keeps
+	CP_FD_HOST,	      // what KVM supports here: vmm_facts_load()
+	CP_FD_END,	      // what a cell keeps
 	CP_FD_NS = CP_FD_END, // to be joined first: mount, net, IPC, UTS
 	CP_NUM_NS = 4,
 	CP_FD_ALL = CP_FD_NS + CP_NUM_NS,

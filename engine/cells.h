@@ -18,7 +18,7 @@ struct eng_cells_config {
 	uint32_t uid_base;     // cells get uid_base + slot
 	unsigned shells;       // prepared shells kept per class in use
 	unsigned max_cells;
-	unsigned blanks; // prepared cells of no class, for any
+	unsigned blanks;	  // prepared cells of no class, for any
 	uint64_t template_budget; // bytes; 0: half of the host's memory
 };
 

@@ -88,7 +88,7 @@ struct cell_proc {
 	int overlay;		  // of its disk, until it is taken; or -1
 	enum proc_state state;
 	bool dying, exited;
-	bool blank;	// was started without a size
+	bool blank; // was started without a size
 	uint64_t id;
 	unsigned slot;
 	pid_t pid;

@@ -51,9 +51,8 @@ static uint64_t limit_of(const struct evict *ev)
 
 uint64_t evict_pressed(uint64_t total, uint64_t available, uint64_t have)
 {
-	uint64_t missing = total / RESERVE > available
-			       ? total / RESERVE - available
-			       : 0;
+	uint64_t missing =
+	    total / RESERVE > available ? total / RESERVE - available : 0;
 
 	if (!missing)
 		return UINT64_MAX;
@@ -165,8 +164,8 @@ static void on_time(void *ctx)
 	struct evict *ev = ctx;
 
 	ev->armed = false;
-	ev->pressed = evict_pressed(ev->total, eng_host_memory(NULL),
-				    held(ev->c));
+	ev->pressed =
+	    evict_pressed(ev->total, eng_host_memory(NULL), held(ev->c));
 	evict_check(ev->c);
 }
 

@@ -30,7 +30,7 @@ struct eng_jobs {
 	pthread_mutex_t lock;
 	pthread_cond_t more;
 	struct job_list waiting, finished; // under lock
-	bool stopping;                     // under lock
+	bool stopping;			   // under lock
 	unsigned nthreads;
 	pthread_t threads[JOBS_MAX_THREADS];
 };

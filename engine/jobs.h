@@ -13,7 +13,7 @@ void eng_jobs_destroy(struct eng_jobs *j);
 
 // Runs work(ctx) on a worker, then done(ctx) on the loop, a turn of its own that
 // bears done's name. FIFO.
-#define eng_job_run(j, work, done, ctx)                                        \
+#define eng_job_run(j, work, done, ctx) \
 	eng_job_run_named(j, work, done, ctx, #done)
 // `name`: a string constant. done may be NULL.
 void eng_job_run_named(struct eng_jobs *j, void (*work)(void *ctx),

@@ -164,7 +164,7 @@ static int lay_run(struct lay_set *s, uint32_t first, size_t n,
 	if (have == PGC_ZERO)
 		memset(s->buf, 0, len);
 	else if (util_pread_all(pgc_template_fd(s->t), s->buf, len,
-				       (off_t)(pgno * PGC_PAGE)))
+				(off_t)(pgno * PGC_PAGE)))
 		return -EIO;
 	while (at < len) {
 		int64_t did = copy(s, dst, at, len);

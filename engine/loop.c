@@ -22,7 +22,8 @@ struct eng_loop {
 	struct deferred *deferred, **deferred_tail;
 	unsigned depth;
 	uint64_t turn_start;
-	uint64_t cpu_at, cpu_then; // the thread's CPU time, and when it was read
+	uint64_t cpu_at,
+	    cpu_then; // the thread's CPU time, and when it was read
 	const char *turn_name;
 	struct eng_turn_stats stats;
 };

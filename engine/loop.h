@@ -12,8 +12,9 @@ struct eng_timer;
 
 int eng_loop_create(struct eng_loop **out, struct err *e);
 void eng_loop_destroy(struct eng_loop *l); // NULL is fine
-struct event_base *eng_loop_base(struct eng_loop *l); // for evhttp, bufferevents
-void eng_loop_run(struct eng_loop *l);                // until eng_loop_stop()
+struct event_base *
+eng_loop_base(struct eng_loop *l);     // for evhttp, bufferevents
+void eng_loop_run(struct eng_loop *l); // until eng_loop_stop()
 void eng_loop_stop(struct eng_loop *l);
 // Waits for one event at least and serves what is due: for an orderly end, when
 // eng_loop_run() has returned and something still has to come.
@@ -28,7 +29,7 @@ struct eng_watch *eng_watch_create(struct eng_loop *l, int fd, unsigned what,
 				   void (*cb)(void *ctx, unsigned what),
 				   void *ctx, const char *name);
 void eng_watch_set(struct eng_watch *w, unsigned what); // 0: none, for now
-void eng_watch_destroy(struct eng_watch *w);            // NULL is fine
+void eng_watch_destroy(struct eng_watch *w);		// NULL is fine
 
 // One-shot; set again to rearm.
 struct eng_timer *eng_timer_create(struct eng_loop *l, void (*cb)(void *ctx),

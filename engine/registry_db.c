@@ -10,11 +10,11 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#define SCHEMA_VERSION 2 // 1 had no pools
+#define SCHEMA_VERSION 2	  // 1 had no pools
 #define APPLICATION_ID 0x74686177 // "thaw"
 
 static const char *const table_names[] = {"images", "versions", "microvms",
-					  "tokens", "pools", "events"};
+					  "tokens", "pools",	"events"};
 _Static_assert(ARRAY_SIZE(table_names) == REG_NUM_TABLES, "a name per table");
 
 // --- rows ------------------------------------------------------------------

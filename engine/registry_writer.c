@@ -36,7 +36,8 @@ static bool do_op(struct reg_db *db, const struct reg_op *op)
 	if (op->what == REG_PUT) {
 		sqlite3_bind_text(st, 2, op->doc, -1, SQLITE_STATIC);
 		sqlite3_bind_int64(
-		    st, 3, reg_row_sum(op->table, op->key, op->cursor, op->doc));
+		    st, 3,
+		    reg_row_sum(op->table, op->key, op->cursor, op->doc));
 	}
 	ok = sqlite3_step(st) == SQLITE_DONE;
 	sqlite3_reset(st);

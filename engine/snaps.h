@@ -18,10 +18,10 @@ struct eng_snap {
 	struct pgc_id id;
 	enum snap_state state;
 	unsigned refs;
-	bool drop;	// forget with the last reference
-	bool evicted;	// so too, unless somebody asks for it before that
+	bool drop;	  // forget with the last reference
+	bool evicted;	  // so too, unless somebody asks for it before that
 	uint64_t used_ns; // when it was asked for or let go last
-	struct err err; // when FAILED
+	struct err err;	  // when FAILED
 	struct pgc_snap *sn;
 	int state_fd; // sealed memfd, or -1: no state (a disk)
 	uint32_t state_len, mem_mib;

@@ -116,8 +116,8 @@ int eng_pool_set(struct eng_vms *m, const char *image, unsigned size,
 int eng_pool_delete(struct eng_vms *m, struct reg_pool *p, uint64_t *seq,
 		    struct err *e);
 struct pool_counts {
-	unsigned parked;   // of the version that would run: to be claimed
-	unsigned starting; // on their way there
+	unsigned parked;     // of the version that would run: to be claimed
+	unsigned starting;   // on their way there
 	const char *version; // "" when none would run
 };
 void eng_pool_count(struct eng_vms *m, const char *image,

@@ -245,8 +245,7 @@ int vmm_facts_load(int fd, struct err *e)
 	ssize_t n = pread(fd, &supported, sizeof(supported), 0);
 
 	if (n >= (ssize_t)offsetof(struct cpuid_table, e) && supported.nent &&
-	    supported.nent <= CPUID_MAX &&
-	    (size_t)n == table_bytes(&supported))
+	    supported.nent <= CPUID_MAX && (size_t)n == table_bytes(&supported))
 		return 0;
 	supported.nent = 0;
 	return err_set(e, -EBADMSG, "what KVM supports here makes no sense");

@@ -241,8 +241,7 @@ static int set_msrs(struct vcpu *v, struct msr_buf *m, struct err *e)
 				       v->index);
 		done++;
 		m->nmsrs = total - done;
-		memmove(&m->e[0], &m->e[n + 1],
-			m->nmsrs * sizeof(m->e[0]));
+		memmove(&m->e[0], &m->e[n + 1], m->nmsrs * sizeof(m->e[0]));
 	}
 	return 0;
 }

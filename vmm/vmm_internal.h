@@ -145,7 +145,7 @@ struct vcpu {
 	bool io_pending;
 	// Set by the SIGBUS handler of that thread.
 	volatile bool bus_error;
-	bool kvmclock; // the loaded state has it on
+	bool kvmclock;		// the loaded state has it on
 	struct vcpu_late *late; // between vmm_state_prepare() and _finish()
 };
 

@@ -99,8 +99,7 @@ static int read_pools(struct fill *f, struct err *e)
 	}
 	for (struct pool *p = f->pools; p; p = p->next)
 		p->seen = false;
-	json_array_foreach(list, i, item)
-		take(f, item);
+	json_array_foreach(list, i, item) take(f, item);
 	forget_unseen(f);
 	json_decref(j);
 	f->stale = false;
@@ -156,11 +155,11 @@ static void put_off(struct pool *p, const json_t *answer, uint64_t now_ns)
 
 static int park_one(struct fill *f, struct pool *p, struct err *e)
 {
-	json_t *body = json_pack("{s:s,s:b}", "imageIdentifier", p->image,
-				 "parked", 1);
+	json_t *body =
+	    json_pack("{s:s,s:b}", "imageIdentifier", p->image, "parked", 1);
 	json_t *answer = NULL;
-	int rc = thawd_call(f->t, "POST", "/2025-09-09/microvms", body, &answer,
-			    e);
+	int rc =
+	    thawd_call(f->t, "POST", "/2025-09-09/microvms", body, &answer, e);
 
 	json_decref(body);
 	if (rc < 0)

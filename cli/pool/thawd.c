@@ -59,8 +59,7 @@ int thawd_call(struct thawd *t, const char *method, const char *path,
 {
 	struct httpc h;
 	json_t *j = NULL;
-	int rc =
-	    send_request(&h, t->socket, ANSWER_S, method, path, body, e);
+	int rc = send_request(&h, t->socket, ANSWER_S, method, path, body, e);
 
 	if (!rc)
 		rc = read_body(&h, &j, e);

@@ -16,10 +16,10 @@
 enum cell_phase { CELL_IDLE, CELL_RUNNING };
 
 struct cell {
-	struct vmm *vm; // a blank's: NULL until `phase` says RUNNING
+	struct vmm *vm;		 // a blank's: NULL until `phase` says RUNNING
 	uint32_t mem_mib, vcpus; // 0 and 0: a blank
-	void *mem_at;	// a blank's reservation for guest memory
-	struct vmm *begun; // a blank's: what of its VM has no size
+	void *mem_at;		 // a blank's reservation for guest memory
+	struct vmm *begun;	 // a blank's: what of its VM has no size
 	int uffd; // this cell's dup, until the template is registered
 	// Written by the vCPU-0 thread before `phase` says RUNNING.
 	uint64_t mapped_ns, loaded_ns;

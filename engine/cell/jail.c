@@ -36,7 +36,8 @@ static int limit(int what, rlim_t v, struct err *e)
 {
 	struct rlimit lim = {v, v};
 
-	if (setrlimit(what, &lim) < 0)
+	// The C libraries disagree about the type of setrlimit()'s `what`.
+	if (syscall(SYS_prlimit64, 0, what, &lim, NULL) < 0)
 		return err_sys(e, "jail: cannot set resource limit %d", what);
 	return 0;
 }

@@ -5,7 +5,7 @@
 #include "base.h"
 
 struct jail_config {
-	uid_t uid;	   // user and group of this cell alone
+	uid_t uid; // user and group of this cell alone
 	// The namespaces to join are from here on, in the order of CP_FD_NS;
 	// they and all later descriptors are closed.
 	int first_closed;

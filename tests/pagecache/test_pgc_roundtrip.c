@@ -383,7 +383,8 @@ Test(roundtrip, working_sets_round_up_where_many_are_named)
 	struct pgc_store *s = open_store(dir);
 	struct pgc_id id = id_of(1);
 	uint8_t *p = mixed(64, 0);
-	const uint32_t ws[] = {33, 35, 37, 39, 1, 3 | PGC_WRITTEN, 5, 7, 15, 60};
+	const uint32_t ws[] = {33, 35, 37, 39, 1, 3 | PGC_WRITTEN,
+			       5,  7,  15, 60};
 	const uint32_t *got;
 	struct pgc_snap *sn;
 

@@ -56,8 +56,8 @@ struct vmm;
 // One request in flight. The room owns it from submit to vmm_disk_done().
 struct vmm_disk_req {
 	bool write;
-	uint64_t off;           // bytes, 512-aligned, inside the disk
-	size_t len;             // bytes
+	uint64_t off;		 // bytes, 512-aligned, inside the disk
+	size_t len;		 // bytes
 	const struct iovec *iov; // guest memory, `niov` entries, sums to len
 	int niov;
 };
@@ -78,9 +78,9 @@ void vmm_disk_done(struct vmm *vm, struct vmm_disk_req *req, int rc);
 
 struct vmm_config {
 	size_t struct_size; // sizeof(struct vmm_config)
-	int kvm_fd;         // /dev/kvm, borrowed until vmm_create() returns
+	int kvm_fd;	    // /dev/kvm, borrowed until vmm_create() returns
 	uint64_t mem_bytes; // multiple of 1 MiB
-	unsigned vcpus;     // 1..VMM_MAX_VCPUS
+	unsigned vcpus;	    // 1..VMM_MAX_VCPUS
 	// Optional: descriptor to which console bytes are written without
 	// blocking; bytes that do not fit are dropped and counted. Borrowed.
 	// The program ignores SIGPIPE when it is a pipe or a socket.
@@ -128,7 +128,8 @@ int vmm_attach_disk(struct vmm *vm, uint64_t bytes,
 // --- boot ---------------------------------------------------------------------
 
 struct vmm_boot {
-	const void *kernel; // ELF vmlinux (64-bit entry or PVH-less ELF) or bzImage
+	const void
+	    *kernel; // ELF vmlinux (64-bit entry or PVH-less ELF) or bzImage
 	size_t kernel_len;
 	const void *initrd; // or NULL
 	size_t initrd_len;
@@ -192,8 +193,8 @@ enum vmm_event_kind {
 	VMM_EV_READY = 1, // doorbell: the guest asks to be captured
 	VMM_EV_DOORBELL,  // doorbell: arg is the value
 	VMM_EV_POWEROFF,  // guest powered off (ACPI sleep or doorbell)
-	VMM_EV_RESET,     // guest asked for a reset (ACPI reset, triple fault)
-	VMM_EV_FATAL,     // the VM cannot go on; text says why
+	VMM_EV_RESET,	  // guest asked for a reset (ACPI reset, triple fault)
+	VMM_EV_FATAL,	  // the VM cannot go on; text says why
 	VMM_EV_VSOCK_UP,  // the guest's vsock driver set DRIVER_OK
 };
 struct vmm_event {
@@ -264,11 +265,11 @@ int vmm_warm(struct vmm *vm, struct err *e);
 // --- the host -----------------------------------------------------------------
 
 struct vmm_host_report {
-	bool kvm;               // /dev/kvm opens and has API version 12
-	bool stock_kernel;      // can run a stock kernel (ring-0 speed probe)
-	double ring0_mips;      // measured; 0 when the probe ended in an error
-	char flavour[64];       // kvm_amd, kvm_intel, kvm_pvm, unknown
-	char why[200];          // when !stock_kernel: one sentence
+	bool kvm;	   // /dev/kvm opens and has API version 12
+	bool stock_kernel; // can run a stock kernel (ring-0 speed probe)
+	double ring0_mips; // measured; 0 when the probe ended in an error
+	char flavour[64];  // kvm_amd, kvm_intel, kvm_pvm, unknown
+	char why[200];	   // when !stock_kernel: one sentence
 	bool tsc_deadline, split_irqchip, xsave2, user_mem_map;
 };
 // Takes about 0.1 s. Never fails: what cannot be found out is false.
