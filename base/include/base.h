@@ -2,6 +2,7 @@
 #ifndef THAW_BASE_H
 #define THAW_BASE_H
 
+#include "addr.h"
 #include "err.h"
 #include "log.h"
 #include "util.h"

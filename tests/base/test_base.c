@@ -1,6 +1,8 @@
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <arpa/inet.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -250,4 +252,76 @@ Test(util, random_is_not_constant)
 	util_random(&a, sizeof(a));
 	util_random(&b, sizeof(b));
 	cr_assert_neq(a, b);
+}
+
+// --- addr ----------------------------------------------------------------------
+
+Test(addr, what_is_bound_reads_as_what_was_asked_for)
+{
+	static const char *const good[][2] = {
+	    {"0", "127.0.0.1:"},
+	    {"localhost:0", "127.0.0.1:"},
+	    {"127.0.0.2:0", "127.0.0.2:"},
+	    {"0.0.0.0:0", "0.0.0.0:"},
+	};
+	struct sockaddr_storage sa, again;
+
+	for (size_t i = 0; i < ARRAY_SIZE(good); i++) {
+		cleanup_fd int fd = socket(AF_INET, SOCK_STREAM, 0);
+		char text[ADDR_TEXT];
+		int len = addr_parse(good[i][0], &sa);
+		unsigned port;
+
+		cr_assert_gt(len, 0);
+		cr_assert_eq(bind(fd, (struct sockaddr *)&sa, (socklen_t)len),
+			     0);
+		cr_assert_eq(addr_is_loopback(&sa), good[i][1][0] == '1');
+		port = addr_bound(fd, text);
+		cr_assert_gt(port, 0);
+		cr_assert(!strncmp(text, good[i][1], strlen(good[i][1])));
+		cr_assert_eq(addr_parse(text, &again), len);
+		cr_assert_eq(ntohs(((struct sockaddr_in *)&again)->sin_port),
+			     port);
+	}
+	cr_assert_eq(addr_bound(-1, NULL), 0);
+}
+
+Test(addr, version_six_stands_in_brackets)
+{
+	struct sockaddr_storage sa;
+	const struct sockaddr_in6 *six = (const void *)&sa;
+
+	cr_assert_eq(addr_parse("[::1]:65535", &sa), (int)sizeof(*six));
+	cr_assert_eq(ntohs(six->sin6_port), 65535);
+	cr_assert(addr_is_loopback(&sa));
+	cr_assert_eq(addr_parse("[2001:db8::1]:80", &sa), (int)sizeof(*six));
+	cr_assert_not(addr_is_loopback(&sa));
+}
+
+Test(addr, everything_else_is_refused)
+{
+	static const char *const bad[] = {
+	    "",
+	    ":80",
+	    "x",
+	    "1.2.3.4",
+	    "1.2.3:80",
+	    "::1",
+	    "[::1]",
+	    "[::1]80",
+	    "::1:80",
+	    "[]:80",
+	    "[::1:80",
+	    "65536",
+	    "1.2.3.4:",
+	    "1.2.3.4: 80",
+	    "1.2.3.4:+80",
+	    "host:80",
+	    "000080",
+	    "[0000:0000:0000:0000:0000:0000:0000:0000:0000:0000:0000:0000]:80",
+	};
+	struct sockaddr_storage sa;
+
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
+		cr_assert_eq(addr_parse(bad[i], &sa), -EINVAL, "%s", bad[i]);
 }
