@@ -47,6 +47,40 @@ ParameterizedTest(unsigned *vcpus, cell_thaw, clones)
 	rig_close(&rig);
 }
 
+static bool says_after(void *arg)
+{
+	struct rig_vm *v = arg;
+
+	return v->gone || strstr(v->text, "after\n"); // whole
+}
+
+// However soon it is captured once it rang: what follows is for copies to do, and
+// every copy does it.
+Test(cell_thaw, what_follows_freeze_is_what_copies_begin_with)
+{
+	static struct rig_vm vm;
+	struct pgc_id img;
+
+	rig_open(&rig, NULL);
+	for (int i = 0; i < 8; i++) {
+		rig_boot(&rig, &vm, 64, 1, "fill 7 16M 64K;freeze;echo after");
+		cr_assert_eq(rig_capture(&vm, &img, true, false), 0, "%s",
+			     vm.capture_why);
+		cr_assert(!strstr(vm.text, "after"), "it went on by itself");
+		for (int k = 0; k < 2; k++) {
+			rig_thaw(&rig, &vm, &img, NULL);
+			cr_assert(rig_until(&rig, says_after, &vm, 30000),
+				  "copy %d of image %d waits in its freeze", k,
+				  i);
+			cr_assert(!vm.gone, "%s", vm.detail);
+			cr_assert_str_eq(rig_cmd(&vm, "check 7 16M 64K"),
+					 "GOOD 16");
+			rig_kill(&vm);
+		}
+	}
+	rig_close(&rig);
+}
+
 // All asked for in one turn, without a shell, on a cold template.
 Test(cell_thaw, many_at_once)
 {

@@ -409,14 +409,16 @@ static void cmd_ready(const char *args)
 	ring_ready();
 }
 
-// What follows in the same command line is what every copy begins with: a pause
-// is what ends the wait for the mailbox.
+// What follows in the same command line is what every copy begins with. To ring and
+// to wait for the pause is one instruction: with two, who was captured between them
+// waited in every copy, for a pause that does not come.
 static void cmd_freeze(const char *args)
 {
 	(void)args;
-	ring_ready();
-	if (!serial)
-		in32(DOORBELL + 4);
+	if (serial)
+		ring_ready();
+	else
+		in32(DOORBELL);
 }
 
 static void cmd_serial(const char *args)

@@ -358,6 +358,66 @@ Test(kvm, pause_in_the_mailbox)
 	guest_end(&g);
 }
 
+struct bell {
+	struct vmm *vm;
+	uint32_t got;
+	_Atomic bool done;
+};
+
+static void *ring_and_wait(void *arg)
+{
+	struct bell *b = arg;
+
+	doorbell_in(b->vm, 0, &b->got, sizeof(b->got));
+	b->done = true;
+	return NULL;
+}
+
+static void set_gate(struct vmm *vm, int gate)
+{
+	pthread_mutex_lock(&vm->lock);
+	vm->gate = gate;
+	pthread_cond_broadcast(&vm->cond);
+	pthread_mutex_unlock(&vm->lock);
+}
+
+// READY and the wait for the pause are one instruction, which ends whether the
+// pause comes before its wait or after it, and takes nothing from the mailbox.
+Test(kvm, ready_and_the_wait_in_one)
+{
+	struct guest g = guest_shell(64ull << 20, 1);
+	struct bell b = {.vm = g.vm};
+	struct vmm_event ev;
+	pthread_t t;
+
+	cr_assert_eq(vmm_mailbox_put(g.vm, "a", 1), 0);
+	set_gate(g.vm, GATE_PAUSED); // between the ring and the wait
+	ring_and_wait(&b);
+	cr_assert_eq(b.got, ~0u);
+	cr_assert(vmm_next_event(g.vm, &ev));
+	cr_assert_eq(ev.kind, VMM_EV_READY);
+	cr_assert_not(vmm_next_event(g.vm, &ev));
+
+	set_gate(g.vm, GATE_OPEN);
+	b = (struct bell){.vm = g.vm};
+	cr_assert_eq(pthread_create(&t, NULL, ring_and_wait, &b), 0);
+	while (!vmm_next_event(g.vm, &ev))
+		usleep(1000);
+	cr_assert_eq(ev.kind, VMM_EV_READY);
+	set_gate(g.vm, GATE_OPEN); // a wake-up that is none
+	usleep(20000);
+	cr_assert(!b.done, "it waited for nothing");
+	set_gate(g.vm, GATE_PAUSED);
+	cr_assert_eq(pthread_join(t, NULL), 0);
+	cr_assert_eq(b.got, ~0u);
+	cr_assert_not(vmm_next_event(g.vm, &ev));
+
+	set_gate(g.vm, GATE_OPEN);
+	doorbell_in(g.vm, 4, &b.got, sizeof(b.got));
+	cr_assert_eq(b.got, 'a');
+	guest_end(&g);
+}
+
 // Pausing before any vCPU thread came must not make a later one spin on EINTR.
 Test(kvm, pause_before_the_threads)
 {

@@ -43,6 +43,8 @@ enum {
 //   OUT32 VMM_DOORBELL_PORT   VMM_DOORBELL_READY: capture me now
 //                             VMM_DOORBELL_POWEROFF: end this microVM
 //                             any other value: VMM_EV_DOORBELL with it
+//   IN32  VMM_DOORBELL_PORT   capture me now, and wait for it, in one: gives ~0u
+//                             once a pause came. Whoever is captured is behind it.
 //   IN32  VMM_DOORBELL_PORT+4 next mailbox byte (0..255); waits while it is
 //                             empty; ~0u means "nothing, ask again" (a pause)
 //   OUT8  VMM_DOORBELL_PORT+4 one byte to the console stream
