@@ -208,7 +208,8 @@ static int create_devices(struct vmm *vm, int console_fd, struct err *e)
 
 	if (rc)
 		return rc;
-	console_init(&vm->console, console_fd, vm->console_wake);
+	console_init(&vm->console, console_fd, vm->console_wake,
+		     vm->console_late);
 	serial_init(&vm->serial, &vm->console, &vm->ioapic);
 	vm->vio_host =
 	    (struct vio_host){&vm->mem, vm, vio_irq, vio_status, vmm_watch};
@@ -224,7 +225,8 @@ static void init_object(struct vmm *vm)
 {
 	pthread_condattr_t attr;
 
-	vm->fd = vm->epoll_fd = vm->wake_fd = vm->console_wake = -1;
+	vm->fd = vm->epoll_fd = vm->wake_fd = -1;
+	vm->console_wake = vm->console_late = -1;
 	for (unsigned i = 0; i < VMM_MAX_VCPUS; i++)
 		vm->vcpu[i] = (struct vcpu){.vm = vm, .index = i, .fd = -1};
 	for (unsigned i = 0; i < VIO_NUM; i++)
@@ -235,7 +237,7 @@ static void init_object(struct vmm *vm)
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&vm->cond, &attr);
 	pthread_condattr_destroy(&attr);
-	console_init(&vm->console, -1, -1);
+	console_init(&vm->console, -1, -1, -1);
 	ioapic_init(&vm->ioapic, -1);
 }
 

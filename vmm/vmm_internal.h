@@ -85,14 +85,17 @@ enum { CONSOLE_RING = 64 * 1024 };
 struct console {
 	pthread_mutex_t lock;
 	int fd;	  // borrowed, or -1
-	int wake; // eventfd that the device thread polls
+	int wake; // eventfd that the device thread polls,
+	int late; // and a timer; borrowed both
+	bool woken, timed;
 	uint32_t head, used;
 	uint64_t dropped;
 	uint8_t *ring; // CONSOLE_RING bytes, made on the first byte
 };
-void console_init(struct console *c, int fd, int wake_fd);
+void console_init(struct console *c, int fd, int wake_fd, int late_fd);
 void console_fini(struct console *c);
 void console_put(struct console *c, const uint8_t *p, size_t n);
+void console_timed(struct console *c); // the timer's descriptor is readable
 // Writes what the descriptor takes; true when bytes are left.
 bool console_flush(struct console *c);
 
@@ -226,7 +229,7 @@ struct vmm {
 	_Atomic bool resume_devices;
 
 	// Device thread.
-	int epoll_fd, wake_fd, console_wake;
+	int epoll_fd, wake_fd, console_wake, console_late;
 	struct watch *watches;
 	unsigned nwatches;
 	struct vio_host vio_host;

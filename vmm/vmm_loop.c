@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/timerfd.h>
 #include <sys/ioctl.h>
 
 #include "vmm_internal.h"
@@ -81,20 +82,6 @@ int vmm_watch(struct vmm *vm, int fd, uint32_t events,
 
 // --- the machine's own descriptors ------------------------------------------
 
-static void on_wake(void *ctx, uint32_t events)
-{
-	struct vmm *vm = ctx;
-	eventfd_t n;
-
-	(void)events;
-	eventfd_read(vm->wake_fd, &n); // vmm_next_event() has the rest
-	if (!atomic_exchange(&vm->resume_devices, false))
-		return;
-	for (unsigned i = 0; i < VIO_NUM; i++)
-		if (vm->vio[i])
-			vio_resume(vm->vio[i]);
-}
-
 static void on_console_fd(void *ctx, uint32_t events)
 {
 	struct vmm *vm = ctx;
@@ -104,6 +91,28 @@ static void on_console_fd(void *ctx, uint32_t events)
 		vmm_watch(vm, vm->console.fd, 0, NULL, NULL);
 }
 
+static void console_out(struct vmm *vm)
+{
+	// A full pipe: wait for room. A file cannot be watched, nor be full.
+	if (console_flush(&vm->console))
+		vmm_watch(vm, vm->console.fd, EPOLLOUT, on_console_fd, vm);
+}
+
+static void on_wake(void *ctx, uint32_t events)
+{
+	struct vmm *vm = ctx;
+	eventfd_t n;
+
+	(void)events;
+	eventfd_read(vm->wake_fd, &n); // vmm_next_event() has the rest
+	console_out(vm); // what was written before it is heard before it
+	if (!atomic_exchange(&vm->resume_devices, false))
+		return;
+	for (unsigned i = 0; i < VIO_NUM; i++)
+		if (vm->vio[i])
+			vio_resume(vm->vio[i]);
+}
+
 static void on_console(void *ctx, uint32_t events)
 {
 	struct vmm *vm = ctx;
@@ -111,9 +120,16 @@ static void on_console(void *ctx, uint32_t events)
 
 	(void)events;
 	eventfd_read(vm->console_wake, &n);
-	// A full pipe: wait for room. A file cannot be watched, nor be full.
-	if (console_flush(&vm->console))
-		vmm_watch(vm, vm->console.fd, EPOLLOUT, on_console_fd, vm);
+	console_out(vm);
+}
+
+static void on_console_late(void *ctx, uint32_t events)
+{
+	struct vmm *vm = ctx;
+
+	(void)events;
+	console_timed(&vm->console);
+	console_out(vm);
 }
 
 static void arm_ioeventfd(struct vmm *vm, unsigned index, unsigned q)
@@ -179,11 +195,17 @@ int loop_init(struct vmm *vm, struct err *e)
 		return err_sys(e, "epoll_create1");
 	vm->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 	vm->console_wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-	if (vm->wake_fd < 0 || vm->console_wake < 0)
-		return err_sys(e, "eventfd");
+	vm->console_late =
+	    timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+	if (vm->wake_fd < 0 || vm->console_wake < 0 ||
+	    vm->console_late < 0)
+		return err_sys(e, "eventfd, timerfd");
 	rc = vmm_watch(vm, vm->wake_fd, EPOLLIN, on_wake, vm);
 	if (rc == 0)
 		rc = vmm_watch(vm, vm->console_wake, EPOLLIN, on_console, vm);
+	if (rc == 0)
+		rc = vmm_watch(vm, vm->console_late, EPOLLIN, on_console_late,
+			       vm);
 	return rc ? err_set(e, rc, "watching descriptors") : 0;
 }
 
@@ -194,6 +216,7 @@ void loop_fini(struct vmm *vm)
 			fd_close(&vm->kick[i][q]);
 	fd_close(&vm->wake_fd);
 	fd_close(&vm->console_wake);
+	fd_close(&vm->console_late);
 	fd_close(&vm->epoll_fd);
 	free(vm->watches);
 }

@@ -2,7 +2,9 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <string.h>
+#include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include "vmm_internal.h"
@@ -169,7 +171,7 @@ static void serial_setup(void)
 {
 	setup();
 	cr_assert_eq(pipe(pipefd), 0);
-	console_init(&con, pipefd[1], eventfd(0, 0));
+	console_init(&con, pipefd[1], eventfd(0, 0), -1);
 	serial_init(&s, &con, &a);
 	wr(0x10 + 2 * VMM_GSI_SERIAL, 0x50);
 }
@@ -281,9 +283,42 @@ Test(console, full_ring_drops_and_counts)
 	static uint8_t big[CONSOLE_RING + 100];
 
 	cr_assert_eq(pipe(pipefd), 0);
-	console_init(&c, pipefd[1], eventfd(0, 0));
+	console_init(&c, pipefd[1], eventfd(0, 0), -1);
 	console_put(&c, big, sizeof(big));
 	cr_assert_eq(c.used, CONSOLE_RING);
 	cr_assert_eq(c.dropped, 100);
+	console_fini(&c);
+}
+
+// A line is one wake, however it is written; a part of one follows the timer.
+Test(console, wakes_for_lines)
+{
+	struct console c;
+	eventfd_t n;
+	char buf[16];
+	int wake = eventfd(0, EFD_NONBLOCK);
+	int late = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
+	struct pollfd p = {late, POLLIN, 0};
+
+	cr_assert_eq(pipe(pipefd), 0);
+	console_init(&c, pipefd[1], wake, late);
+	for (const char *s = "ab\ncd\ne"; *s; s++) {
+		console_put(&c, (const uint8_t *)s, 1);
+		cr_assert_eq(eventfd_read(wake, &n) == 0,
+			     s[0] == '\n' && s[1] == 'c', "at %s", s);
+	}
+	cr_assert_not(console_flush(&c));
+	cr_assert_eq(read(pipefd[0], buf, sizeof(buf)), 7);
+	cr_assert_eq(memcmp(buf, "ab\ncd\ne", 7), 0);
+	if (poll(&p, 1, 0) == 1) // of the first byte
+		console_timed(&c);
+	console_put(&c, (const uint8_t *)"prompt", 6);
+	cr_assert_neq(eventfd_read(wake, &n), 0);
+	cr_assert_eq(poll(&p, 1, 10000), 1);
+	console_timed(&c);
+	cr_assert_not(console_flush(&c));
+	cr_assert_eq(read(pipefd[0], buf, sizeof(buf)), 6);
+	console_put(&c, (const uint8_t *)"\n", 1);
+	cr_assert_eq(eventfd_read(wake, &n), 0);
 	console_fini(&c);
 }
