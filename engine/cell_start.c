@@ -23,6 +23,7 @@
 enum {
 	LAY_PAGES = 256, // read and laid at once
 	LAY_JOBS = 2,
+	MAKING_MS = 1, // at least, until a VM that is made now runs
 };
 
 int overlay_make(uint64_t bytes, int *out, struct err *e)
@@ -60,15 +61,32 @@ static void send_starting(void *ctx)
 {
 	struct eng_cell *cell = ctx;
 
-	if (!cell->ended && cell->proc)
+	if (!cell->ended && cell->proc && cell->state == CELL_STARTING)
 		(void)simple_send(cell->proc->ctl, CP_STARTING);
+	eng_timer_destroy(ptr_steal(cell->starting));
 	cell_release(cell);
+}
+
+// Of a cell that has no VM yet, which takes a millisecond to make; until then
+// the order, and the looks that follow it, would only be in its way.
+static bool makes_vm(const struct eng_cell *cell)
+{
+	const struct cell_proc *p = cell->proc;
+
+	return (p->blank || !p->class->vcpus) && !p->snap && !cell->own;
 }
 
 static void starting_soon(struct eng_cell *cell)
 {
 	cell_hold(cell);
-	eng_loop_defer(cell->c->loop, send_starting, cell, "cell starting");
+	if (makes_vm(cell))
+		cell->starting = eng_timer_create(cell->c->loop, send_starting,
+						  cell, "cell starting");
+	if (cell->starting)
+		eng_timer_set(cell->starting, MAKING_MS);
+	else
+		eng_loop_defer(cell->c->loop, send_starting, cell,
+			       "cell starting");
 }
 
 static int add_disk(struct eng_cell *cell, struct cp_start *s, int *fds,

@@ -137,6 +137,7 @@ struct eng_cell {
 	size_t mailbox_len;
 	int kernel_fd, initrd_fd;
 	char *cmdline;
+	struct eng_timer *starting; // or NULL; holds the cell while it runs
 
 	struct eng_snap *base, *own; // base of a boot: the disk's snapshot
 	int overlay;		     // memfd, or -1 without a disk

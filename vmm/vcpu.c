@@ -20,6 +20,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 
 #include "vmm_internal.h"
@@ -286,8 +287,10 @@ static int run_loop(struct vcpu *v)
 				return 0;
 			continue;
 		}
-		if (v->index == 0 && vm->first_exit_ns == 0)
+		if (v->index == 0 && vm->first_exit_ns == 0) {
 			vm->first_exit_ns = util_now_ns();
+			eventfd_write(vm->exit_fd, 1);
+		}
 		rc = vcpu_handle_exit(v);
 		if (rc)
 			return rc;

@@ -188,8 +188,6 @@ static int create_cpus(struct vmm *vm, const struct vmm_config *cfg,
 	rc = cpuid_policy(cfg->kvm_fd, vm->nvcpus, &vm->cpuid, e);
 	for (unsigned i = 0; rc == 0 && i < vm->nvcpus; i++)
 		rc = create_vcpu(vm, i, e);
-	if (rc == 0)
-		rc = msr_list_init(vm, cfg->kvm_fd, e);
 	if (rc == 0) {
 		rc = ioctl(vm->vcpu[0].fd, KVM_GET_TSC_KHZ, 0);
 		if (rc <= 0)
@@ -226,7 +224,7 @@ static void init_object(struct vmm *vm)
 	pthread_condattr_t attr;
 
 	vm->fd = vm->epoll_fd = vm->wake_fd = -1;
-	vm->console_wake = vm->console_late = -1;
+	vm->console_wake = vm->console_late = vm->exit_fd = -1;
 	for (unsigned i = 0; i < VMM_MAX_VCPUS; i++)
 		vm->vcpu[i] = (struct vcpu){.vm = vm, .index = i, .fd = -1};
 	for (unsigned i = 0; i < VIO_NUM; i++)
@@ -259,7 +257,7 @@ static int config_check(const struct vmm_config *cfg, struct err *e)
 	return 0;
 }
 
-int vmm_begin(struct vmm **out, int console_fd, struct err *e)
+int vmm_begin(struct vmm **out, int kvm_fd, int console_fd, struct err *e)
 {
 	struct vmm *vm = calloc(1, sizeof(*vm));
 	int rc;
@@ -270,6 +268,8 @@ int vmm_begin(struct vmm **out, int console_fd, struct err *e)
 	init_object(vm);
 	vcpu_signal_init();
 	rc = create_devices(vm, console_fd, e);
+	if (rc == 0)
+		rc = msr_list_init(vm, kvm_fd, e);
 	if (rc) {
 		vmm_destroy(vm);
 		return rc;
@@ -285,7 +285,7 @@ int vmm_create(struct vmm **out, const struct vmm_config *cfg, struct err *e)
 
 	*out = NULL;
 	if (rc == 0 && !vm)
-		rc = vmm_begin(&vm, cfg->console_fd, e);
+		rc = vmm_begin(&vm, cfg->kvm_fd, cfg->console_fd, e);
 	if (rc)
 		return rc;
 	vm->nvcpus = cfg->vcpus;
@@ -423,6 +423,11 @@ int vmm_start(struct vmm *vm, struct err *e)
 uint64_t vmm_first_exit_ns(const struct vmm *vm)
 {
 	return vm->first_exit_ns;
+}
+
+int vmm_first_exit_fd(const struct vmm *vm)
+{
+	return vm->exit_fd;
 }
 
 static bool all_parked_locked(const struct vmm *vm)

@@ -230,6 +230,7 @@ struct vmm {
 
 	// Device thread.
 	int epoll_fd, wake_fd, console_wake, console_late;
+	int exit_fd; // eventfd: vCPU 0 has left the guest once
 	struct watch *watches;
 	unsigned nwatches;
 	struct vio_host vio_host;

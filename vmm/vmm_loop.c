@@ -197,7 +197,8 @@ int loop_init(struct vmm *vm, struct err *e)
 	vm->console_wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 	vm->console_late =
 	    timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
-	if (vm->wake_fd < 0 || vm->console_wake < 0 ||
+	vm->exit_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	if (vm->exit_fd < 0 || vm->wake_fd < 0 || vm->console_wake < 0 ||
 	    vm->console_late < 0)
 		return err_sys(e, "eventfd, timerfd");
 	rc = vmm_watch(vm, vm->wake_fd, EPOLLIN, on_wake, vm);
@@ -214,6 +215,7 @@ void loop_fini(struct vmm *vm)
 	for (unsigned i = 0; i < VIO_NUM; i++)
 		for (unsigned q = 0; q < VIO_MAX_QUEUES; q++)
 			fd_close(&vm->kick[i][q]);
+	fd_close(&vm->exit_fd);
 	fd_close(&vm->wake_fd);
 	fd_close(&vm->console_wake);
 	fd_close(&vm->console_late);

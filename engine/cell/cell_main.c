@@ -42,6 +42,7 @@ struct device_thread {
 	bool starting, started, first_exit_sent, paused;
 	bool parked; // paused, and the vCPU-0 thread ends that by itself
 	unsigned polls;
+	int exit_fd; // vmm_first_exit_fd()
 	uint64_t last_ready;
 	struct stashed *stash, **stash_tail;
 	unsigned nstash;
@@ -88,8 +89,9 @@ static void report_rc(enum cp_type type, int rc, const char *text)
 	send_or_exit(&w, NULL);
 }
 
-// Nothing on the vCPU-0 thread's way to the guest waits for the device thread,
-// so the device thread looks: often at first, ever more rarely afterwards.
+// Nothing on the vCPU-0 thread's way to the guest waits for the device thread, or
+// wakes it. The first exit does; for a guest that does not leave, the device thread
+// looks how it goes when thawd has told it to (STARTING).
 static void report_start(struct device_thread *d)
 {
 	struct cell *c = d->cell;
@@ -346,13 +348,12 @@ static void read_orders(struct device_thread *d)
 }
 
 // Microseconds to sleep before looking at the start again; -1: until something
-// happens.
+// happens, as the first exit.
 static int64_t patience_us(struct device_thread *d)
 {
-	if (!d->starting || d->first_exit_sent || d->paused)
+	if (!d->starting || d->started)
 		return -1;
-	d->polls++;
-	return d->polls < 50 ? 100 : d->polls < 200 ? 1000 : 100000;
+	return d->polls++ < 50 ? 100 : 1000;
 }
 
 static void device_loop(struct device_thread *d)
@@ -365,14 +366,18 @@ static void device_loop(struct device_thread *d)
 		    atomic_load_explicit(&d->cell->phase,
 					 memory_order_acquire) == CELL_RUNNING;
 		// Before RUNNING a blank has no VM, or one half made.
-		struct pollfd p[2] = {
+		struct pollfd p[3] = {
 		    {CP_FD_CTL, POLLIN, 0},
 		    {devices ? vmm_event_fd(d->cell->vm) : -1, POLLIN, 0},
+		    {d->first_exit_sent || d->paused ? -1 : d->exit_fd, POLLIN,
+		     0},
 		};
 
-		if (ppoll(p, devices ? 2 : 1, us < 0 ? NULL : &ts, NULL) < 0 &&
+		if (ppoll(p, ARRAY_SIZE(p), us < 0 ? NULL : &ts, NULL) < 0 &&
 		    errno != EINTR)
 			_exit(1);
+		if (p[2].revents & POLLIN)
+			d->starting = true;
 		if (d->starting && !d->first_exit_sent)
 			report_start(d);
 		if (d->parked && (p[0].revents || p[1].revents))
@@ -485,7 +490,7 @@ static void make_blank(struct cell *c)
 		err_sys(&e, "cannot reserve addresses for guest memory");
 		cell_die(&e);
 	}
-	if (vmm_begin(&c->begun, CP_FD_CONSOLE, &e))
+	if (vmm_begin(&c->begun, CP_FD_KVM, CP_FD_CONSOLE, &e))
 		cell_die(&e);
 }
 
@@ -517,6 +522,7 @@ int main(int argc, char **argv)
 		make_blank(&cell);
 	else if (cell_make_vm(&cell, mem_mib, vcpus, &e))
 		cell_die(&e);
+	dev.exit_fd = vmm_first_exit_fd(cell.vm ? cell.vm : cell.begun);
 	start_vcpu0(&cell);
 #ifdef __GLIBC__
 	malloc_trim(0);

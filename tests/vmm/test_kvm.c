@@ -62,12 +62,15 @@ Test(kvm, echo_and_poweroff)
 	struct guest g = guest_shell(64ull << 20, 1);
 	char out[8] = "";
 	struct pollfd p = {g.pipe_rd, POLLIN, 0};
+	struct pollfd left = {vmm_first_exit_fd(g.vm), POLLIN, 0};
 
 	guest_boot(&g);
 	cr_assert_eq(vmm_first_exit_ns(g.vm), 0);
+	cr_assert_eq(poll(&left, 1, 0), 0);
 	guest_go(&g);
 	cr_assert(guest_wait(&g, VMM_EV_READY, NULL));
 	cr_assert_neq(vmm_first_exit_ns(g.vm), 0);
+	cr_assert_eq(poll(&left, 1, 0), 1);
 	guest_stop_counting(&g);
 	cr_assert(guest_verdicts(&g));
 	// The mailbox wakes a waiting vCPU, and what is put while nobody waits

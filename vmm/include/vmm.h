@@ -96,9 +96,10 @@ struct vmm_config {
 	struct vmm *begun; // or NULL
 };
 
-// Makes the parts of a VM that need neither KVM nor a size, for a vmm_create()
-// that has to be quick. 0 or -errno, *out is then NULL. vmm_destroy() ends it.
-int vmm_begin(struct vmm **out, int console_fd, struct err *e);
+// Makes the parts of a VM that need neither a VM of KVM's nor a size, for a
+// vmm_create() that has to be quick. Borrows kvm_fd. 0 or -errno, *out is then NULL.
+// vmm_destroy() ends it.
+int vmm_begin(struct vmm **out, int kvm_fd, int console_fd, struct err *e);
 
 // Optional: asks KVM now what each vmm_create() and vmm_state_host_check() of
 // this process would ask it (0.3 ms on a host that is itself a guest). Once,
@@ -164,6 +165,8 @@ void vmm_stop(struct vmm *vm);
 // CLOCK_MONOTONIC ns of the first return of vCPU 0 from KVM_RUN after the last
 // vmm_start() with guest progress (an exit, not EINTR); 0 before.
 uint64_t vmm_first_exit_ns(const struct vmm *vm);
+// Readable from then on; there since vmm_begin(). To poll, not to read.
+int vmm_first_exit_fd(const struct vmm *vm);
 
 // Parks every vCPU and quiets every virtqueue (requests in flight are finished
 // first; the caller must keep completing them: it is called on the device
