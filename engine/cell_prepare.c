@@ -275,9 +275,8 @@ bool prepared_assign(struct cell_proc *p)
 
 struct populate {
 	struct cell_proc *p;
-	struct eng_snap *sn;   // a reference
-	struct lay_list *list; // a reference
-	const uint32_t *pgnos; // its
+	struct eng_snap *sn; // a reference
+	const uint32_t *pgnos;
 	size_t n, at;
 };
 
@@ -287,7 +286,6 @@ static void populate_end(struct populate *po)
 {
 	struct cell_proc *p = po->p;
 
-	lay_list_put(po->list);
 	eng_snap_put(po->sn);
 	free(po);
 	p->c->jobs_running--;
@@ -345,6 +343,9 @@ static void populate_some(void *ctx)
 		populate_end(po);
 }
 
+// With what was recorded, not with what running copies were seen to need: a page
+// that is mapped already and then written costs its guest twice as much as one
+// that is not (docs/PERFORMANCE.md), and one copy's reads are another's writes.
 static void populate(struct cell_proc *p, struct eng_snap *sn)
 {
 	struct populate *po = calloc(1, sizeof(*po));
@@ -353,7 +354,7 @@ static void populate(struct cell_proc *p, struct eng_snap *sn)
 		return;
 	po->p = p;
 	po->sn = sn;
-	po->list = lay_list_get(sn, &po->pgnos, &po->n);
+	po->n = pgc_snap_workset(sn->sn, PGC_MEM, &po->pgnos);
 	po->n = MIN(po->n, (size_t)MAX_POPULATE);
 	sn->refs++;
 	p->jobs++;

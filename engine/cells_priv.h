@@ -285,10 +285,6 @@ uint64_t evict_pressed(uint64_t total, uint64_t available, uint64_t have);
 void lay_loaded(struct eng_snap *sn); // takes its working set
 // Takes over `pgnos`, the working set in order (NULL and 0: none).
 void lay_replace(struct eng_snap *sn, uint32_t *pgnos, size_t n);
-// The working set for thaws to come; a reference. NULL: none.
-struct lay_list *lay_list_get(struct eng_snap *sn, const uint32_t **pgnos,
-			      size_t *n);
-void lay_list_put(struct lay_list *l); // NULL is fine
 void lay_start(struct eng_cell *cell); // START is on its way
 void lay_stop(struct eng_cell *cell);
 

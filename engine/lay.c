@@ -39,18 +39,7 @@ struct lay_list {
 	uint32_t *pgnos; // the written ones with PGC_WRITTEN
 };
 
-struct lay_list *lay_list_get(struct eng_snap *sn, const uint32_t **pgnos,
-			      size_t *n)
-{
-	if (!sn->lay)
-		return NULL;
-	sn->lay->refs++;
-	*pgnos = sn->lay->pgnos;
-	*n = sn->lay->n;
-	return sn->lay;
-}
-
-void lay_list_put(struct lay_list *l)
+static void list_put(struct lay_list *l)
 {
 	if (!l || --l->refs)
 		return;
@@ -62,7 +51,7 @@ void lay_replace(struct eng_snap *sn, uint32_t *pgnos, size_t n)
 {
 	struct lay_list *l = n ? calloc(1, sizeof(*l)) : NULL;
 
-	lay_list_put(sn->lay);
+	list_put(sn->lay);
 	sn->lay = l;
 	if (!l) {
 		free(pgnos);
@@ -208,7 +197,7 @@ static void lay_done(struct cell_job *j)
 
 	j->cell->lay = NULL;
 	pgc_template_unpin(s->t);
-	lay_list_put(s->list);
+	list_put(s->list);
 	free(s);
 }
 
