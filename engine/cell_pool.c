@@ -13,8 +13,10 @@
 // less.
 //
 // Refilling is done by a timer, one spawn a turn, and starts a little after a
-// process was taken, out of the way of the thaw. When all places are taken, a
-// shell of the class wanted longest ago makes room. A shell that gets ready
+// process was taken, out of the way of the thaw. A thaw that loads its working set
+// needs all processors for longer: what refills wait for then is that it is loaded,
+// and as long again, in which the guest catches up; not when another thaw shows
+// that shells are in demand. When all places are taken, a shell of the class wanted longest ago makes room. A shell that gets ready
 // when enough are there, because who it was made for got another, is ended.
 #include <errno.h>
 #include <fcntl.h>
@@ -25,6 +27,8 @@
 enum {
 	REFILL_MS = 4,
 	NEXT_MS = 1, // from one to the next
+	COLD_STEP_MS = 2,
+	COLD_MS = 200, // the longest that they wait for a thaw's loading
 	RETRY_MS = 1000,
 	FDS_OF_CELL = 10, // in thawd
 	FDS_AHEAD = 16384,
@@ -163,6 +167,38 @@ static void refill_soon(struct eng_cells *c, uint64_t ms)
 	eng_timer_set(c->refill, ms);
 }
 
+static void note_cold(struct eng_cell *cell)
+{
+	const struct eng_snap *sn = cell->is_boot ? NULL : cell->base;
+
+	cell->c->cold_ns = 0;
+	if (!sn || !sn->tmpl[PGC_MEM] ||
+	    !pgc_template_prefetching(sn->tmpl[PGC_MEM]))
+		return;
+	cell->c->cold = sn->id;
+	cell->c->cold_ns = util_now_ns();
+}
+
+// Whether a refill would be in the way; then it is put off.
+static bool wait_for_cold(struct eng_cells *c)
+{
+	const struct eng_snap *sn =
+	    c->cold_ns ? eng_snap_find(c, &c->cold) : NULL;
+	uint64_t ms = (util_now_ns() - c->cold_ns) / 1000000;
+
+	if (!sn || !sn->tmpl[PGC_MEM] || ms >= COLD_MS) {
+		c->cold_ns = 0;
+		return false;
+	}
+	if (pgc_template_prefetching(sn->tmpl[PGC_MEM])) {
+		refill_soon(c, COLD_STEP_MS);
+	} else {
+		c->cold_ns = 0;
+		refill_soon(c, MAX(ms, (uint64_t)REFILL_MS));
+	}
+	return true;
+}
+
 void shells_refill(void *ctx)
 {
 	struct eng_cells *c = ctx;
@@ -172,7 +208,7 @@ void shells_refill(void *ctx)
 	bool blank;
 
 	c->refill_ns = 0;
-	if (c->stopping || c->keeper_lost)
+	if (c->stopping || c->keeper_lost || wait_for_cold(c))
 		return;
 	for (k = c->classes; k; k = k->next) {
 		if (class_lacks(c, k) &&
@@ -206,6 +242,7 @@ static void bind_proc(struct eng_cell *cell, struct cell_proc *p)
 		cell_end(cell, ENG_END_START, "%s", e.msg);
 	else
 		prepared_used(cell);
+	note_cold(cell);
 	refill_soon(cell->c, REFILL_MS);
 }
 

@@ -41,6 +41,8 @@ struct eng_cells {
 	struct eng_watch *store_watch, *keeper_watch;
 	struct eng_timer *refill;
 	uint64_t refill_ns; // when it is due, CLOCK_MONOTONIC; 0: it is not set
+	struct pgc_id cold; // the last thaw's image, while refills wait for it,
+	uint64_t cold_ns;   // and that thaw's time; 0: they do not
 	struct cell_proc *procs;
 	struct eng_cell *cells;
 	struct cell_class *classes;

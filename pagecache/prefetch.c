@@ -18,7 +18,7 @@
 #include "pgc_internal.h"
 
 enum {
-	MAX_THREADS = 2,
+	MAX_THREADS = 4,
 	SLICE_BYTES = 256 * 1024, // of the file, from the fifth slice on;
 	SLICE_FIRST = 64 * 1024,  // the first come sooner
 	READ_BUF = SLICE_BYTES + WS_FRAME_MAX + 2 * WS_ALIGN,
@@ -388,4 +388,16 @@ int pgc_template_prefetch(struct pgc_template *t, struct err *e)
 	}
 	must_unlock(&f->lock);
 	return 0;
+}
+
+bool pgc_template_prefetching(const struct pgc_template *t)
+{
+	struct prefetcher *f = filler_prefetcher(t->s->filler);
+	const struct pf_job *j;
+
+	must_lock(&f->lock);
+	for (j = f->jobs; j && j->t != t; j = j->next)
+		;
+	must_unlock(&f->lock);
+	return j;
 }

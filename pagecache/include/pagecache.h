@@ -213,6 +213,8 @@ void pgc_template_exact(struct pgc_template *t, bool on);
 // Starts filling the recorded working set in the background, in its order and in
 // large reads, by threads of this room.
 int pgc_template_prefetch(struct pgc_template *t, struct err *e);
+// Whether that is still under way.
+bool pgc_template_prefetching(const struct pgc_template *t);
 // Gives up to about `bytes` of a memory template back, what was filled longest ago
 // first; returns how many. Clones fault for them again. Nothing of a disk template
 // (its readers do not fault) or of one that is pinned.

@@ -234,6 +234,24 @@ static void on_captured(void *ctx, int rc, const char *why,
 
 // --- verbs ------------------------------------------------------------------
 
+static unsigned count(const char *text, const char *word)
+{
+	unsigned n = 0;
+
+	for (; (text = strstr(text, word)); text += strlen(word))
+		n++;
+	return n;
+}
+
+static bool has_filled(void *arg)
+{
+	const struct rig_vm *vm = arg;
+
+	return vm->gone || count(vm->text, "FILLED ") >= vm->fills;
+}
+
+// READY and what the guest printed before it come on ways of their own, in either
+// order: a later command's answer must not be taken for one of the boot's.
 void rig_boot(struct rig *r, struct rig_vm *vm, uint32_t mem_mib,
 	      unsigned vcpus, const char *commands)
 {
@@ -249,6 +267,9 @@ void rig_boot(struct rig *r, struct rig_vm *vm, uint32_t mem_mib,
 	snprintf(elf, sizeof(elf), "%s/ring3.elf", r->bin);
 	rig_boot_req(r, vm, &req);
 	cr_assert(rig_until(r, rig_is_ready, vm, PATIENCE_MS), "not ready: %s",
+		  vm->text);
+	vm->fills = count(commands, "fill ");
+	cr_assert(rig_until(r, has_filled, vm, PATIENCE_MS), "not filled: %s",
 		  vm->text);
 	cr_assert(!vm->gone, "boot ended: %s", vm->detail);
 }

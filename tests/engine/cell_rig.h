@@ -44,6 +44,7 @@ struct rig_vm {
 	int rc;			// of the capture
 	char capture_why[400];
 	struct eng_capture_stats st;
+	unsigned fills; // of its boot's commands, each of which prints FILLED
 	size_t len, seen;
 	char text[1 << 16]; // console
 };

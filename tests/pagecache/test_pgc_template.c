@@ -1,5 +1,6 @@
 // Templates: filling, prefetch, what clones see, what must never be installed.
 // Built a second time with NO_URING for the fallback.
+#include <dirent.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
@@ -41,6 +42,16 @@ static void setup(struct fix *f)
 	f->pages = mixed(N, 5);
 	memset(f->pages + 64 * PGC_PAGE, 0, 32 * PGC_PAGE); // 2 zero clusters
 	publish(f->s, &f->id, NULL, f->pages, N, false);
+	f->sn = open_snap(f->s, &f->id);
+	ok(pgc_template_open(f->sn, PGC_MEM, &f->t, e));
+}
+
+// Its working set from now on: the snapshot is opened anew.
+static void record(struct fix *f, const uint32_t *ws, size_t n)
+{
+	pgc_template_close(f->t);
+	pgc_snap_unref(f->sn);
+	ok(pgc_snap_set_workset(f->s, &f->id, PGC_MEM, ws, n, e));
 	f->sn = open_snap(f->s, &f->id);
 	ok(pgc_template_open(f->sn, PGC_MEM, &f->t, e));
 }
@@ -230,13 +241,9 @@ Test(template, urgent_goes_before_background_and_prefetch)
 	size_t before = 0, total = 0;
 
 	setup(&f);
-	pgc_template_close(f.t);
-	pgc_snap_unref(f.sn);
 	for (uint32_t i = 0; i < N; i++)
 		ws[i] = i;
-	ok(pgc_snap_set_workset(f.s, &f.id, PGC_MEM, ws, 960, e));
-	f.sn = open_snap(f.s, &f.id);
-	ok(pgc_template_open(f.sn, PGC_MEM, &f.t, e));
+	record(&f, ws, 960);
 	cr_assert_eq(pgc_template_fill(f.t, 0, 900, false, NULL), 0);
 	ok(pgc_template_prefetch(f.t, e)); // what is left: 912 to 959
 	cr_assert_eq(pgc_template_fill(f.t, 960, 16, true, NULL), 0);
@@ -349,11 +356,7 @@ Test(template, prefetch_fills_the_working_set_only)
 	setup(&f);
 	ok(pgc_template_prefetch(f.t, e)); // none recorded: nothing happens
 	cr_assert_eq(pgc_drain(f.s, d, 8), 0);
-	pgc_template_close(f.t);
-	pgc_snap_unref(f.sn);
-	ok(pgc_snap_set_workset(f.s, &f.id, PGC_MEM, ws, ARRAY_SIZE(ws), e));
-	f.sn = open_snap(f.s, &f.id);
-	ok(pgc_template_open(f.sn, PGC_MEM, &f.t, e));
+	record(&f, ws, ARRAY_SIZE(ws));
 	ok(pgc_template_prefetch(f.t, e));
 	cr_assert_eq(drain_n(f.s, 5, NULL), 5); // 129 to 131 come together
 	for (size_t i = 0; i < ARRAY_SIZE(want); i++) {
@@ -370,6 +373,60 @@ Test(template, prefetch_fills_the_working_set_only)
 	teardown(&f);
 }
 
+static unsigned threads_of_this(void)
+{
+	struct dirent **list;
+	int n = scandir("/proc/self/task", &list, NULL, NULL);
+
+	for (int i = 0; i < n; i++)
+		free(list[i]);
+	if (n > 0)
+		free(list);
+	return n > 2 ? (unsigned)n - 2 : 0; // "." and ".."
+}
+
+// Reads overlap decoding on two processors: as many as that are worth it, made
+// with the first working set and no more with the next.
+Test(template, four_threads_prefetch)
+{
+	struct fix f;
+	uint32_t ws[] = {5, 130, 500};
+	unsigned before;
+
+	setup(&f);
+	record(&f, ws, ARRAY_SIZE(ws));
+	before = threads_of_this();
+	cr_assert_gt(before, 0u);
+	for (int i = 0; i < 2; i++) {
+		ok(pgc_template_prefetch(f.t, e));
+		cr_assert_eq(threads_of_this(), before + 4);
+	}
+	teardown(&f);
+}
+
+// While a page cannot be installed its working set is being loaded: what the engine
+// lets its refills wait for.
+Test(template, prefetching_until_all_is_in)
+{
+	struct fix f;
+	uint32_t ws[] = {5, 130, 500};
+
+	setup(&f);
+	record(&f, ws, ARRAY_SIZE(ws));
+	cr_assert_not(pgc_template_prefetching(f.t));
+	for (int i = 0; i < INSTALL_LOCKS; i++)
+		must_lock(&f.t->install[i]);
+	ok(pgc_template_prefetch(f.t, e));
+	cr_assert(pgc_template_prefetching(f.t));
+	usleep(20000);
+	cr_assert(pgc_template_prefetching(f.t));
+	for (int i = 0; i < INSTALL_LOCKS; i++)
+		must_unlock(&f.t->install[i]);
+	cr_assert_eq(drain_n(f.s, 3, NULL), 3);
+	cr_assert_not(pgc_template_prefetching(f.t));
+	teardown(&f);
+}
+
 // A cluster of which a prefetch brought a part gets the rest by a fill, and gives
 // all of it back when it is evicted.
 Test(template, a_part_by_prefetch_and_the_rest_by_a_fill)
@@ -379,11 +436,7 @@ Test(template, a_part_by_prefetch_and_the_rest_by_a_fill)
 	uint64_t all;
 
 	setup(&f);
-	pgc_template_close(f.t);
-	pgc_snap_unref(f.sn);
-	ok(pgc_snap_set_workset(f.s, &f.id, PGC_MEM, ws, ARRAY_SIZE(ws), e));
-	f.sn = open_snap(f.s, &f.id);
-	ok(pgc_template_open(f.sn, PGC_MEM, &f.t, e));
+	record(&f, ws, ARRAY_SIZE(ws));
 	for (int round = 0; round < 3; round++) {
 		ok(pgc_template_prefetch(f.t, e));
 		cr_assert_eq(drain_n(f.s, 2, NULL), 2);
