@@ -124,8 +124,14 @@ struct microvm {
 	uint64_t answered;
 };
 
-// Runs a microVM and waits until its guest has executed. `payload` goes to its
-// mailbox; or NULL.
+// Runs a microVM; `payload` goes to its mailbox; or NULL. Returns with the answer,
+// which may come before the guest's first exit: t2 is 0 then.
+int microvm_start(const struct daemon *d, const char *image,
+		  const char *payload, struct microvm *vm, struct err *e);
+// Waits until its guest has executed, by asking now and then: not while a time is
+// taken that this could lengthen.
+int microvm_executed(const struct daemon *d, struct microvm *vm, struct err *e);
+// Both.
 int microvm_run(const struct daemon *d, const char *image, const char *payload,
 		struct microvm *vm, struct err *e);
 int microvm_mail(const struct daemon *d, const struct microvm *vm,
@@ -218,9 +224,9 @@ struct bench_options {
 // under `seed`, and gives ns a page.
 int touch_parse(const char *answer, uint64_t seed, uint64_t bytes, double *ns,
 		struct err *e);
-// The same of `touch read scattered`, which touches an eighth of the bytes.
+// The same of `touch read scattered` and `sparse`: a run of pages in each `block`.
 int touch_parse_scattered(const char *answer, uint64_t seed, uint64_t bytes,
-			  double *ns, struct err *e);
+			  unsigned block, double *ns, struct err *e);
 
 // Each adds its results; 0 or -errno.
 int bench_restore(const struct bench_options *o, struct report *r,

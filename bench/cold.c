@@ -14,43 +14,39 @@
 #include "bench.h"
 #include "cold.h"
 
-const char *const cold_orders[3] = {"seq", "rand", "scattered"};
-
-static bool is_scattered(const char *order)
-{
-	return order[0] == 's' && order[1] == 'c';
-}
-
-unsigned cold_span(unsigned mib, const char *order)
-{
-	return is_scattered(order) ? 8 * mib : mib;
-}
+const struct cold_order cold_orders[COLD_ORDERS] = {
+    [COLD_SEQ] = {"seq", 1, 0, 256},
+    [COLD_RAND] = {"rand", 1, 0, 256},
+    [COLD_SCATTERED] = {"scattered", 8, 32, 256},
+    [COLD_SPARSE] = {"sparse", 20, 80, 512},
+};
 
 int cold_parse(const char *answer, unsigned seed, unsigned mib,
-	       const char *order, double *ns, struct err *e)
+	       const struct cold_order *order, double *ns, struct err *e)
 {
-	uint64_t span = (uint64_t)cold_span(mib, order) << 20;
+	uint64_t span = (uint64_t)(order->spread * mib) << 20;
 
-	return is_scattered(order)
-		   ? touch_parse_scattered(answer, seed, span, ns, e)
-		   : touch_parse(answer, seed, span, ns, e);
+	return order->block ? touch_parse_scattered(answer, seed, span,
+						    order->block, ns, e)
+			    : touch_parse(answer, seed, span, ns, e);
 }
 
-static int image_name(char *name, size_t cap, unsigned mib, const char *order)
+static int image_name(char *name, size_t cap, unsigned mib,
+		      const struct cold_order *order)
 {
-	return snprintf(name, cap, "cold-%u-%s", mib, order);
+	return snprintf(name, cap, "cold-%u-%s", mib, order->name);
 }
 
 // No two images have a page in common: none lies where another one put it.
-static unsigned seed_of(unsigned mib, const char *order)
+static unsigned seed_of(unsigned mib, const struct cold_order *order)
 {
-	return 10 * mib + (order[0] == 'r') + 2 * is_scattered(order);
+	return 10 * mib + (unsigned)(order - cold_orders);
 }
 
-int cold_build(const struct daemon *d, unsigned mib, const char *order,
-	       struct err *e)
+int cold_build(const struct daemon *d, unsigned mib,
+	       const struct cold_order *order, struct err *e)
 {
-	unsigned span = cold_span(mib, order);
+	unsigned span = order->spread * mib;
 	char name[32], cmdline[128];
 
 	image_name(name, sizeof(name), mib, order);
@@ -58,8 +54,8 @@ int cold_build(const struct daemon *d, unsigned mib, const char *order,
 	// whose working set is recorded.
 	snprintf(cmdline, sizeof(cmdline),
 		 "fill %u 16M %uM;freeze;touch read %s 16M %uM",
-		 seed_of(mib, order), span, order, span);
-	return daemon_build_ring3(d, name, cmdline, COLD_MEM_MIB, e);
+		 seed_of(mib, order), span, order->name, span);
+	return daemon_build_ring3(d, name, cmdline, order->guest_mib, e);
 }
 
 int cold_forget(struct daemon *d, enum cold_state state, struct err *e)
@@ -95,8 +91,9 @@ static int details(const struct daemon *d, const struct microvm *vm,
 	return 0;
 }
 
-int cold_once(const struct daemon *d, unsigned mib, const char *order,
-	      struct cold_sample *out, struct err *e)
+int cold_once(const struct daemon *d, unsigned mib,
+	      const struct cold_order *order, struct cold_sample *out,
+	      struct err *e)
 {
 	pid_t thawd = daemon_main_pid(d);
 	uint64_t cpu = host_cpu_ns(thawd), disk = host_disk_read(), when = 0;
@@ -106,9 +103,13 @@ int cold_once(const struct daemon *d, unsigned mib, const char *order,
 	int rc;
 
 	image_name(name, sizeof(name), mib, order);
-	rc = microvm_run(d, name, NULL, &vm, e);
+	// An empty command: a guest that was captured before it waited to be, which
+	// happens on a busy machine, waits for its mailbox now.
+	rc = microvm_start(d, name, "\n", &vm, e);
 	if (!rc)
 		rc = microvm_line(d, &vm, "SUM", line, sizeof(line), &when, e);
+	if (!rc) // its first exit is not before all has been touched
+		rc = microvm_executed(d, &vm, e);
 	if (!rc)
 		rc = cold_parse(line, seed_of(mib, order), mib, order, &ns, e);
 	if (rc)
@@ -146,15 +147,16 @@ static int ask_ms(struct proc *p, const char *line, struct samples *s,
 	return rc;
 }
 
-static int touch_ms(struct proc *p, unsigned mib, const char *order,
-		    struct samples *s, struct err *e)
+static int touch_ms(struct proc *p, unsigned mib,
+		    const struct cold_order *order, struct samples *s,
+		    struct err *e)
 {
 	char line[96], answer[128];
 	double ns = 0;
 	int rc;
 
 	snprintf(line, sizeof(line), "touch private touch read %s 16M %uM",
-		 order, cold_span(mib, order));
+		 order->name, order->spread * mib);
 	rc = proc_ask(p, line, answer, sizeof(answer), NULL, e);
 	if (!rc)
 		rc = cold_parse(answer, 1, mib, order, &ns, e);
@@ -163,8 +165,9 @@ static int touch_ms(struct proc *p, unsigned mib, const char *order,
 	return rc;
 }
 
-static int floors_once(struct rig *g, unsigned mib, const char *order,
-		       struct floors *f, struct err *e)
+static int floors_once(struct rig *g, unsigned mib,
+		       const struct cold_order *order, struct floors *f,
+		       struct err *e)
 {
 	char line[200];
 	int rc;
@@ -232,8 +235,8 @@ void cold_details(struct result *r, const struct cold_sample *s, size_t n)
 }
 
 static int measure(struct rig *g, struct result *r, unsigned mib,
-		   const char *order, enum cold_state state, unsigned runs,
-		   struct err *e)
+		   const struct cold_order *order, enum cold_state state,
+		   unsigned runs, struct err *e)
 {
 	cleanup_free struct cold_sample *all = calloc(runs, sizeof(*all));
 	struct floors f = {0};
@@ -254,7 +257,7 @@ static int measure(struct rig *g, struct result *r, unsigned mib,
 		cold_details(r, all, n);
 	result_number(r, "t5_ms", samples_percentile(&r->samples, 50));
 	result_number(r, "working_set_mib", mib);
-	result_text(r, "order", order);
+	result_text(r, "order", order->name);
 	floors_report(r, &f);
 	return rc;
 }
@@ -265,20 +268,20 @@ static int one_size(struct rig *g, const struct bench_options *o,
 		    struct report *rep, unsigned mib, struct err *e)
 {
 	unsigned runs = MAX(o->runs / (mib == COLD_MIB ? 10 : 40), 3u);
-	size_t norders =
-	    mib == COLD_MIB ? 3 : 2; // scattered: as far as it fits
+	size_t norders = // scattered: as far as it fits
+	    mib == COLD_MIB ? COLD_ORDERS : COLD_SCATTERED;
 	int rc = 0;
 
 	for (size_t i = 0; i < norders && !rc; i++)
-		rc = cold_build(&g->d, mib, cold_orders[i], e);
+		rc = cold_build(&g->d, mib, &cold_orders[i], e);
 	for (size_t i = 0; i < norders && !rc; i++) {
 		struct result *r =
 		    mib == COLD_MIB && !i
 			? report_add(rep, "ms", "cold.workingset")
 			: report_add(rep, "ms", "cold.workingset.%um.%s", mib,
-				     cold_orders[i]);
+				     cold_orders[i].name);
 
-		rc = measure(g, r, mib, cold_orders[i], COLD_DROPPED, runs, e);
+		rc = measure(g, r, mib, &cold_orders[i], COLD_DROPPED, runs, e);
 	}
 	return rc;
 }
@@ -294,10 +297,10 @@ static int other_states(struct rig *g, const struct bench_options *o,
 		enum cold_state state = i / 2 ? COLD_TEMPLATE : COLD_PAGECACHE;
 		struct result *r =
 		    report_add(rep, "ms", "cold.workingset.%s.%s",
-			       state_names[state], cold_orders[i % 2]);
+			       state_names[state], cold_orders[i % 2].name);
 
-		rc =
-		    measure(g, r, COLD_MIB, cold_orders[i % 2], state, runs, e);
+		rc = measure(g, r, COLD_MIB, &cold_orders[i % 2], state, runs,
+			     e);
 	}
 	return rc;
 }
@@ -313,8 +316,9 @@ int bench_cold(const struct bench_options *o, struct report *rep, struct err *e)
 	if (!rc)
 		rc = proc_start(&g.host, o->bin_dir, argv, e);
 	if (!rc)
-		rc = floor_start(&g.guest, o->bin_dir, COLD_MEM_MIB,
-				 "fill 1 16M 192M", e);
+		rc = floor_start(&g.guest, o->bin_dir,
+				 cold_orders[COLD_SPARSE].guest_mib,
+				 "fill 1 16M 480M", e);
 	if (!rc)
 		rc = one_size(&g, o, rep, COLD_MIB, e);
 	if (!rc)

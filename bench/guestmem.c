@@ -32,15 +32,16 @@ uint64_t guestmem_sum(uint64_t seed, uint64_t start, uint64_t bytes)
 	return sum;
 }
 
-uint64_t guestmem_sum_scattered(uint64_t seed, uint64_t start, uint64_t bytes)
+uint64_t guestmem_sum_scattered(uint64_t seed, uint64_t start, uint64_t bytes,
+				unsigned block)
 {
-	enum { BLOCK = 32, RUN = 4 };
 	uint64_t sum = 0;
 
-	for (uint64_t b = 0; b < bytes / PAGE / BLOCK; b++)
+	for (uint64_t b = 0; b < bytes / PAGE / block; b++)
 		sum += guestmem_sum(
 		    seed,
-		    start + (b * BLOCK + mix(b) % (BLOCK - RUN + 1)) * PAGE,
-		    RUN * PAGE);
+		    start + (b * block + mix(b) % (block - GUESTMEM_RUN + 1)) *
+				PAGE,
+		    GUESTMEM_RUN * PAGE);
 	return sum;
 }

@@ -11,7 +11,9 @@
 void guestmem_fill(uint64_t seed, uint64_t start, void *to, size_t bytes);
 // What `touch` answers there: the sum of the pages' first words.
 uint64_t guestmem_sum(uint64_t seed, uint64_t start, uint64_t bytes);
-// The same of `touch ... scattered`: of each 32 pages a run of 4.
-uint64_t guestmem_sum_scattered(uint64_t seed, uint64_t start, uint64_t bytes);
+// The same of `touch ... scattered` and `sparse`: of each `block` pages a run.
+enum { GUESTMEM_RUN = 4 };
+uint64_t guestmem_sum_scattered(uint64_t seed, uint64_t start, uint64_t bytes,
+				unsigned block);
 
 #endif

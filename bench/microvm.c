@@ -34,8 +34,8 @@ static int read_times(struct microvm *vm, const json_t *answer)
 	return 0;
 }
 
-int microvm_run(const struct daemon *d, const char *image, const char *payload,
-		struct microvm *vm, struct err *e)
+int microvm_start(const struct daemon *d, const char *image,
+		  const char *payload, struct microvm *vm, struct err *e)
 {
 	json_t *body = json_pack("{s:s}", "imageIdentifier", image);
 	json_t *answer = NULL;
@@ -53,18 +53,36 @@ int microvm_run(const struct daemon *d, const char *image, const char *payload,
 	vm->answered = util_now_ns();
 	snprintf(vm->id, sizeof(vm->id), "%s",
 		 json_string_value(json_object_get(answer, "microvmId")));
-	for (unsigned i = 0; (rc = read_times(vm, answer)) && i < 200; i++) {
-		json_decref(answer);
+	(void)read_times(vm, answer);
+	json_decref(answer);
+	return 0;
+}
+
+int microvm_executed(const struct daemon *d, struct microvm *vm, struct err *e)
+{
+	json_t *answer;
+	int rc;
+
+	for (unsigned i = 0; !vm->t2 && i < 200; i++) {
 		usleep(i * 100);
 		rc = microvm_inspect(d, vm, &answer, e);
 		if (rc)
 			return rc;
+		(void)read_times(vm, answer);
+		json_decref(answer);
 	}
-	json_decref(answer);
-	if (rc || vm->t2 <= vm->t0)
+	if (vm->t2 <= vm->t0)
 		return err_set(e, -EIO,
 			       "the guest's first exit is not in its timings");
 	return 0;
+}
+
+int microvm_run(const struct daemon *d, const char *image, const char *payload,
+		struct microvm *vm, struct err *e)
+{
+	int rc = microvm_start(d, image, payload, vm, e);
+
+	return rc ? rc : microvm_executed(d, vm, e);
 }
 
 int microvm_mail(const struct daemon *d, const struct microvm *vm,

@@ -14,15 +14,30 @@
 #include "cold.h"
 #include "peer.h"
 
-#define NONCE_AT (216ull << 20)
-enum { MAX_PEERS = 16, NUM_FIGURES = 4, SCATTERED = 3 };
+// Figure 0 is warm; figure i is cold, in cold_orders[i - 1].
+enum { MAX_PEERS = 16, NUM_FIGURES = 1 + COLD_ORDERS };
+
+static const char *const figures[NUM_FIGURES] = {
+    "warm", "cold", "cold.rand", "cold.scattered", "cold.sparse"};
+
+// A peer's snapshots: of a guest with 24 MiB in memory, and with eight and twenty
+// times that, over which 24 MiB are spread.
+enum { NUM_SNAPSHOTS = 3 };
+static const struct snapshot {
+	const char *dir, *cmdline;
+	unsigned mem_mib;
+} snapshots[NUM_SNAPSHOTS] = {
+    {"", "fill 1 16M 24M", 256},
+    {"-scattered", "fill 1 16M 192M", 256},
+    {"-sparse", "fill 1 16M 480M", 512},
+};
+static const unsigned snapshot_of[NUM_FIGURES] = {0, 0, 0, 1, 2};
 
 struct contender {
 	const struct peer *peer;
-	void *state;
-	void *wide; // its snapshot with eight times as much in memory
-	char dir[160], wide_dir[160], elf[600];
-	struct result *r[NUM_FIGURES]; // warm, cold, cold.rand, .scattered
+	void *state[NUM_SNAPSHOTS];
+	char dir[NUM_SNAPSHOTS][160], elf[600];
+	struct result *r[NUM_FIGURES];
 	double cpu_ms[NUM_FIGURES];
 	struct samples t1[NUM_FIGURES], t2[NUM_FIGURES]; // ms
 };
@@ -49,35 +64,36 @@ static bool chosen(const struct bench_options *o, const char *name)
 
 static void contender_finish(struct contender *c)
 {
-	if (c->wide)
-		c->peer->finish(c->wide);
-	if (c->state)
-		c->peer->finish(c->state);
-	c->wide = c->state = NULL;
+	for (size_t i = 0; i < NUM_SNAPSHOTS; i++) {
+		if (c->state[i])
+			c->peer->finish(c->state[i]);
+		c->state[i] = NULL;
+	}
 }
 
-// Makes one of the contender's snapshots, in `dir`.
 static int prepare_one(struct contender *c, const struct bench_options *o,
-		       void **state, const char *dir, const char *cmdline,
-		       struct err *e)
+		       const char *base, unsigned i, struct err *e)
 {
+	const struct snapshot *s = &snapshots[i];
 	const struct peer *p = c->peer;
+	char *dir = c->dir[i];
 	struct peer_spec spec = {
 	    .bin_dir = o->bin_dir,
 	    .binary = p->option ? o->peer_binary(p->option) : NULL,
-	    .cmdline = cmdline,
-	    .mem_mib = COLD_MEM_MIB,
-	    .nonce_at = NONCE_AT,
+	    .cmdline = s->cmdline,
+	    .mem_mib = s->mem_mib,
+	    .nonce_at = (uint64_t)(s->mem_mib - 8) << 20, // not filled
 	};
 
 	snprintf(c->elf, sizeof(c->elf), "%s/ring3.elf", o->bin_dir);
+	snprintf(dir, sizeof(c->dir[i]), "%s/peer-%s%s", base, p->name, s->dir);
 	if (mkdir(dir, 0700))
 		return err_sys(e, "cannot make %s", dir);
 	util_random(&spec.nonce, 4); // its answer is decimal: readable
 	spec.nonce &= 0x7fffffff;
 	spec.elf = c->elf; // kept, as dir is
 	spec.dir = dir;
-	return p->prepare(state, &spec, e);
+	return p->prepare(&c->state[i], &spec, e);
 }
 
 static int prepare(struct rig *g, const struct bench_options *o,
@@ -85,16 +101,11 @@ static int prepare(struct rig *g, const struct bench_options *o,
 {
 	struct contender *c = &g->c[g->n];
 	char name[64];
-	int rc;
+	int rc = 0;
 
 	c->peer = p;
-	snprintf(c->dir, sizeof(c->dir), "%s/peer-%s", g->d.dir, p->name);
-	snprintf(c->wide_dir, sizeof(c->wide_dir), "%s/peer-%s-wide", g->d.dir,
-		 p->name);
-	rc = prepare_one(c, o, &c->state, c->dir, "fill 1 16M 24M", e);
-	if (!rc)
-		rc = prepare_one(c, o, &c->wide, c->wide_dir, "fill 1 16M 192M",
-				 e);
+	for (unsigned i = 0; i < NUM_SNAPSHOTS && !rc; i++)
+		rc = prepare_one(c, o, g->d.dir, i, e);
 	if (rc < 0)
 		return rc;
 	if (rc > 0) {
@@ -129,17 +140,17 @@ static int add_sample(struct contender *c, unsigned figure,
 	if (s->t.t5 <= s->t.t0)
 		return err_set(e, -EIO, "%s told no end", c->peer->name);
 	samples_add(&c->r[figure]->samples, (double)(s->t.t5 - s->t.t0) / 1e6);
-	return cold_parse(s->answer, 1, COLD_MIB, cold_orders[figure - 1], &ns,
+	return cold_parse(s->answer, 1, COLD_MIB, &cold_orders[figure - 1], &ns,
 			  e);
 }
 
 static const char *const commands[NUM_FIGURES] = {
     NULL, "touch read seq 16M 24M", "touch read rand 16M 24M",
-    "touch read scattered 16M 192M"};
+    "touch read scattered 16M 192M", "touch read sparse 16M 480M"};
 
 static int peer_once(struct contender *c, unsigned figure, struct err *e)
 {
-	void *state = figure == SCATTERED ? c->wide : c->state;
+	void *state = c->state[snapshot_of[figure]];
 	struct peer_sample s = {0};
 	int rc = 0;
 
@@ -163,7 +174,8 @@ static int thaw_once(struct rig *g, unsigned figure, struct err *e)
 	if (rc)
 		return rc;
 	if (figure) {
-		rc = cold_once(&g->d, COLD_MIB, cold_orders[figure - 1], &s, e);
+		rc =
+		    cold_once(&g->d, COLD_MIB, &cold_orders[figure - 1], &s, e);
 		if (!rc)
 			samples_add(&g->thaw[figure], s.t5_ms);
 		return rc;
@@ -227,15 +239,13 @@ static void finish_figures(struct rig *g)
 static int rig_start(struct rig *g, const struct bench_options *o,
 		     struct report *rep, struct err *e)
 {
-	static const char *const figures[NUM_FIGURES] = {
-	    "warm", "cold", "cold.rand", "cold.scattered"};
 	int rc = daemon_start(&g->d, o->bin_dir, 0, 2, 0, e);
 
 	if (!rc)
-		rc = daemon_build_ring3(&g->d, "warm", "fill 1 16M 24M",
-					COLD_MEM_MIB, e);
+		rc = daemon_build_ring3(&g->d, "warm", snapshots[0].cmdline,
+					snapshots[0].mem_mib, e);
 	for (unsigned i = 1; i < NUM_FIGURES && !rc; i++)
-		rc = cold_build(&g->d, COLD_MIB, cold_orders[i - 1], e);
+		rc = cold_build(&g->d, COLD_MIB, &cold_orders[i - 1], e);
 	for (size_t i = 0; peers[i] && g->n < MAX_PEERS && !rc; i++) {
 		if (chosen(o, peers[i]->name))
 			rc = prepare(g, o, rep, peers[i], e);

@@ -80,7 +80,8 @@ static int beside(struct client *c)
 	int rc = 0;
 
 	if (c->index)
-		return cold_once(c->d, LOADED_MIB, "rand", &cold, &c->e);
+		return cold_once(c->d, LOADED_MIB, &cold_orders[COLD_RAND],
+				 &cold, &c->e);
 	while (util_now_ns() < job->until && !rc) {
 		rc = microvm_run(c->d, "ring3", NULL, &vm, &c->e);
 		if (!rc)
@@ -131,7 +132,7 @@ int bench_rate(const struct bench_options *o, struct report *rep, struct err *e)
 		rc = daemon_build_ring3(&d, "ring3", "fill 1 16M 1M", MEM_MIB,
 					e);
 	if (!rc)
-		rc = cold_build(&d, LOADED_MIB, "rand", e);
+		rc = cold_build(&d, LOADED_MIB, &cold_orders[COLD_RAND], e);
 	if (!rc)
 		rc = daemon_settle(&d, e);
 	if (!rc)

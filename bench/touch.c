@@ -39,10 +39,11 @@ int touch_parse(const char *answer, uint64_t seed, uint64_t bytes, double *ns,
 }
 
 int touch_parse_scattered(const char *answer, uint64_t seed, uint64_t bytes,
-			  double *ns, struct err *e)
+			  unsigned block, double *ns, struct err *e)
 {
-	return parse(answer, guestmem_sum_scattered(seed, 16 << 20, bytes),
-		     bytes / PAGE_SIZE_4K / 8, ns, e);
+	return parse(answer,
+		     guestmem_sum_scattered(seed, 16 << 20, bytes, block),
+		     bytes / PAGE_SIZE_4K / block * GUESTMEM_RUN, ns, e);
 }
 
 static int floor_once(struct proc *f, const char *how, const char *cmd,

@@ -567,20 +567,26 @@ Test(guestmem, the_sum_is_that_of_the_first_words)
 	cr_assert_neq(pages[256], pages[257]);
 }
 
-// Of each 32 pages four neighbours, no two blocks alike.
+// Of each 32, or 80, pages four neighbours, no two blocks alike.
 Test(guestmem, a_scattered_sum_is_that_of_runs)
 {
-	uint64_t want = guestmem_sum_scattered(9, 16 << 20, 2 * 32 * 4096);
-	unsigned found = 0;
+	static const unsigned blocks[] = {32, 80};
+	const uint64_t at = 16 << 20;
 
-	for (uint64_t i = 0; i <= 28; i++)
-		for (uint64_t k = 32; k <= 32 + 28; k++)
-			found +=
-			    guestmem_sum(9, (16 << 20) + i * 4096, 16384) +
-				guestmem_sum(9, (16 << 20) + k * 4096, 16384) ==
-			    want;
-	cr_assert_eq(found, 1);
-	cr_assert_neq(guestmem_sum_scattered(8, 16 << 20, 2 * 32 * 4096), want);
+	for (size_t n = 0; n < ARRAY_SIZE(blocks); n++) {
+		unsigned b = blocks[n], found = 0;
+		uint64_t bytes = 2ull * b * 4096;
+		uint64_t want = guestmem_sum_scattered(9, at, bytes, b);
+
+		for (uint64_t i = 0; i <= b - 4; i++)
+			for (uint64_t k = b; k <= b + b - 4; k++)
+				found +=
+				    guestmem_sum(9, at + i * 4096, 16384) +
+					guestmem_sum(9, at + k * 4096, 16384) ==
+				    want;
+		cr_assert_eq(found, 1);
+		cr_assert_neq(guestmem_sum_scattered(8, at, bytes, b), want);
+	}
 }
 
 // --- the host ---------------------------------------------------------------------

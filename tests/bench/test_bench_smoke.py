@@ -10,7 +10,8 @@ import tempfile
 FIXED = ["restore.fresh", "restore.shell", "touch.warm.read",
          "touch.warm.write", "cold.workingset", "suspend.parked",
          "clones.memory", "restores.rate", "store.size", "pool.claim",
-         "peer.zeroboot.warm", "peer.zeroboot.cold"]
+         "peer.zeroboot.warm", "peer.zeroboot.cold",
+         "cold.workingset.24m.sparse", "peer.zeroboot.cold.sparse"]
 WITHOUT_FLOOR = ["clones.memory", "restores.rate"]
 # What a sample costs beside its time, and when it is where.
 COSTS = {

@@ -299,39 +299,43 @@ static uint64_t add_one(volatile uint64_t *w)
 	return one;
 }
 
-// Page `i` of a set that lies scattered over `blocks` blocks of 32 pages: of each
-// block a run of 4 pages somewhere in it, the blocks in a random order.
-enum { BLOCK_PAGES = 32, RUN_PAGES = 4 };
-static uint64_t scattered(uint64_t i, uint64_t blocks)
+// Page `i` of a set that lies scattered over `blocks` blocks of so many pages: of
+// each block a run of 4 pages somewhere in it, the blocks in a random order.
+enum { SCATTERED_BLOCK = 32, SPARSE_BLOCK = 80, RUN_PAGES = 4 };
+static uint64_t scattered(uint64_t i, uint64_t blocks, uint64_t block_pages)
 {
 	uint64_t block = shuffled(i / RUN_PAGES, blocks);
-	uint64_t at = mix(block) % (BLOCK_PAGES - RUN_PAGES + 1);
+	uint64_t at = mix(block) % (block_pages - RUN_PAGES + 1);
 
-	return block * BLOCK_PAGES + at + i % RUN_PAGES;
+	return block * block_pages + at + i % RUN_PAGES;
 }
 
-// touch read|write seq|rand|scattered START LEN: one word a page; prints the sum,
-// and how many cycles of the TSC it took. A write adds one to the word. Scattered:
-// an eighth of the pages.
+// touch read|write seq|rand|scattered|sparse START LEN: one word a page; prints the
+// sum, and how many cycles of the TSC it took. A write adds one to the word.
+// Scattered: an eighth of the pages; sparse: a twentieth.
 static void cmd_touch(const char *args)
 {
 	int write = word_is(word(&args), "write");
 	const char *order = word(&args);
-	int rnd = word_is(order, "rand"), scat = word_is(order, "scattered");
-	uint64_t n, blocks, began, sum = 0;
+	int rnd = word_is(order, "rand");
+	uint64_t block = word_is(order, "scattered") ? SCATTERED_BLOCK
+			 : word_is(order, "sparse")  ? SPARSE_BLOCK
+						     : 0;
+	uint64_t n, blocks = 0, began, sum = 0;
 	struct range r;
 
 	if (!range_of(&args, &r))
 		return;
 	n = (r.end - r.start) / PAGE;
-	blocks = n / BLOCK_PAGES;
-	if (scat)
+	if (block) {
+		blocks = n / block;
 		n = blocks * RUN_PAGES;
+	}
 	began = cycles();
 	for (uint64_t i = 0; i < n; i++) {
-		uint64_t at = rnd    ? shuffled(i, n)
-			      : scat ? scattered(i, blocks)
-				     : i;
+		uint64_t at = rnd     ? shuffled(i, n)
+			      : block ? scattered(i, blocks, block)
+				      : i;
 		volatile uint64_t *w =
 		    (volatile uint64_t *)(r.start + at * PAGE);
 
