@@ -15,6 +15,11 @@
 // (vm.min_free_kbytes). Everybody but the kernel and this process is frozen.
 // What stays unzeroed: those last pages, some hundreds.
 //
+// A guest with much memory never touched most of it, and zeroing that would cost
+// the host all of it. So no more than AG_COMPACT_MOST is taken, and in small pages, for which
+// the kernel uses broken-up blocks first: what was in use and is free again.
+// Blocks that came together again wholly may keep what they hold.
+//
 // The page cache stays: its pages are the disk's, so they cost the store no
 // more than a reference each, and the next request reads them.
 #include <errno.h>
@@ -28,6 +33,7 @@
 #include <unistd.h>
 
 #include "ag.h"
+#include "ag_compact.h"
 #include "ag_lines.h"
 #include "util.h"
 
@@ -35,9 +41,6 @@
 #define LOW_MIN_FREE "128" // KiB; the lowest that the kernel takes
 
 enum {
-	STEP = 32 << 20,    // taken at once; a multiple of a huge page
-	CPU_STEP = 2 << 20, // of small pages: more than a CPU's list holds
-	KEEP = 1 << 20,	    // stays free above the watermarks
 	STEPS_MAX = 4096,
 	PAGE = 4096,
 };
@@ -127,9 +130,24 @@ static bool run_on(unsigned cpu)
 	return sched_setaffinity(0, sizeof(one), &one) == 0;
 }
 
+uint64_t ag_compact_next(uint64_t first, bool small, uint64_t spare,
+			 uint64_t taken)
+{
+	const uint64_t most = AG_COMPACT_MOST;
+	uint64_t step = small ? AG_COMPACT_CPU_STEP : AG_COMPACT_STEP;
+
+	if (spare < AG_COMPACT_KEEP + PAGE)
+		return 0;
+	if (first > most)
+		step = MIN(step, most - MIN(most, taken));
+	return MIN(step, ALIGN_DOWN(spare - AG_COMPACT_KEEP, (uint64_t)PAGE));
+}
+
 static void zero_free_pages(void)
 {
 	long ncpus = sysconf(_SC_NPROCESSORS_CONF);
+	uint64_t first = spare_bytes(), taken = 0;
+	bool much = first > AG_COMPACT_MOST;
 	struct taken *all = NULL;
 	cpu_set_t before;
 
@@ -138,18 +156,18 @@ static void zero_free_pages(void)
 		ncpus = 0;
 	for (long i = 0; i < ncpus + STEPS_MAX; i++) {
 		bool small = i < ncpus; // a CPU's own list first
-		uint64_t spare = spare_bytes();
+		uint64_t n =
+		    ag_compact_next(first, small, spare_bytes(), taken);
 		struct taken *t;
 
-		if (spare < KEEP + PAGE)
+		if (!n)
 			break;
 		if (small && !run_on((unsigned)i))
 			continue;
-		spare = ALIGN_DOWN(spare - KEEP, (uint64_t)PAGE);
-		t = take(MIN((uint64_t)(small ? CPU_STEP : STEP), spare),
-			 !small, all);
+		t = take(n, !small && !much, all);
 		if (!t)
 			break;
+		taken += t->len;
 		all = t;
 	}
 	give_back(all);

@@ -1,4 +1,5 @@
-// The agent's readers of guest files (users, lines, TCP tables) and its ring.
+// The agent's readers of guest files (users, lines, TCP tables), its ring, and how
+// much memory it takes to zero it.
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <stdio.h>
@@ -6,6 +7,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "ag_compact.h"
 #include "ag_lines.h"
 #include "ag_probe.h"
 #include "ag_ring.h"
@@ -317,4 +319,65 @@ Test(ring, room_never_lies)
 	}
 	ag_ring_put(&ring, 1, fill, 1);
 	cr_assert_gt(ring.dropped, 0);
+}
+
+// --- what is zeroed before a freeze --------------------------------------------
+
+// Takes of a guest with so much to spare until it is told that this is enough; what
+// is taken is spare no more, but for what the kernel reclaims meanwhile. What was
+// taken at once, at most, is in *largest.
+static uint64_t take_all(uint64_t spare, unsigned cpus, uint64_t *largest)
+{
+	const uint64_t first = spare;
+	uint64_t taken = 0, n;
+
+	*largest = 0;
+	for (unsigned i = 0; i < 100000; i++) {
+		n = ag_compact_next(first, i < cpus, spare, taken);
+		if (!n)
+			return taken;
+		cr_assert_eq(n % 4096, 0u);
+		cr_assert_leq(n, spare - AG_COMPACT_KEEP,
+			      "more is taken than may be");
+		cr_assert_leq(n, (uint64_t)(i < cpus ? AG_COMPACT_CPU_STEP
+						     : AG_COMPACT_STEP));
+		taken += n;
+		spare -= n;
+		*largest = MAX(*largest, n);
+	}
+	cr_assert(false, "it never ends");
+	return 0;
+}
+
+Test(compact, of_a_small_guest_all_but_what_is_kept)
+{
+	const uint64_t spare = 300ull << 20;
+	uint64_t largest;
+
+	cr_assert_eq(take_all(spare, 2, &largest), spare - AG_COMPACT_KEEP);
+	cr_assert_eq(largest, (uint64_t)AG_COMPACT_STEP);
+	cr_assert_eq(take_all(AG_COMPACT_MOST, 4, &largest),
+		     (uint64_t)AG_COMPACT_MOST - AG_COMPACT_KEEP);
+	cr_assert_eq(take_all(AG_COMPACT_KEEP + 4095, 1, &largest), 0u);
+	cr_assert_eq(take_all(0, 1, &largest), 0u);
+}
+
+// Zeroing what a large guest never touched would cost the host all of it.
+Test(compact, of_a_large_guest_512_mib_and_not_a_page_more)
+{
+	uint64_t largest;
+
+	for (unsigned cpus = 0; cpus <= 16; cpus++) {
+		cr_assert_eq(take_all(4ull << 30, cpus, &largest), 512u << 20,
+			     "with %u CPUs", cpus);
+		cr_assert_eq(take_all(31ull << 30, cpus, &largest), 512u << 20);
+		cr_assert_eq(take_all((512ull << 20) + 4096, cpus, &largest),
+			     (512ull << 20) + 4096 - AG_COMPACT_KEEP);
+	}
+	// What comes free while it takes is no reason to go on.
+	cr_assert_eq(ag_compact_next(4ull << 30, false, 8ull << 30, 512u << 20),
+		     0u);
+	cr_assert_eq(
+	    ag_compact_next(4ull << 30, false, 8ull << 30, (512u << 20) - 4096),
+	    4096u);
 }
