@@ -66,6 +66,7 @@ void eng_agent_put_start(struct wire_writer *w, const struct eng_app_spec *a)
 {
 	size_t at = begin(w, AGENT_START);
 
+	wire_put_u32(w, a->all_caps ? AGENT_START_ALL_CAPS : 0);
 	put_list(w, a->argv);
 	put_list(w, a->env);
 	put_str(w, a->user);

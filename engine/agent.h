@@ -10,6 +10,9 @@
 struct eng_app_spec {
 	const char *const *argv, *const *env; // NULL-terminated
 	const char *user, *cwd, *hostname;    // NULL means ""
+	// Of START: root in it has all capabilities (additionalOsCapabilities
+	// ["ALL"]), else those of a container (docs/AGENT_PROTOCOL.md).
+	bool all_caps;
 };
 
 // Encode a whole opening frame into `w` (check w->bad once).

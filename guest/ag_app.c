@@ -239,6 +239,7 @@ static int run(struct agent *a)
 					.env = env,
 					.user = app->spec.user,
 					.cwd = app->spec.cwd,
+					.all_caps = app->spec.all_caps,
 					.fds = {null, out, err},
 					.cgroup_procs = ag_cgroup_procs_fd(a)},
 		     &result);

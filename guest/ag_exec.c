@@ -407,6 +407,7 @@ static int run(struct conn *c, struct ag_spec *s, int fds[3])
 		.user =
 		    s->user[0] || !app->spec.user ? s->user : app->spec.user,
 		.cwd = s->cwd[0] || !app->spec.cwd ? s->cwd : app->spec.cwd,
+		.all_caps = !app->spec.block || app->spec.all_caps,
 		.fds = {fds[0], fds[1], fds[2]},
 		.tty = s->pty,
 		.cgroup_procs = ag_cgroup_procs_fd(c->a)},

@@ -11,6 +11,7 @@
 
 #include <linux/close_range.h>
 
+#include "ag_caps.h"
 #include "ag_spawn.h"
 #include "ag_spec.h"
 #include "ag_users.h"
@@ -96,6 +97,9 @@ static void become(const struct ag_spawn *s, int result)
 		s->env[n] = home;
 	}
 	own_fds(u.uid);
+	rc = s->all_caps ? 0 : ag_caps_limit();
+	if (rc < 0)
+		fail(result, -rc, "dropping capabilities", "");
 	if (setgroups(u.ngroups, u.groups) < 0 ||
 	    setresgid(u.gid, u.gid, u.gid) < 0 ||
 	    setresuid(u.uid, u.uid, u.uid) < 0)

@@ -12,6 +12,7 @@ struct ag_spawn {
 	char **env;	   // ag_env_merge()'s, with 2 spare slots at its end
 	const char *user, *cwd; // "" is root, "/"
 	int fds[3];		// what become stdin, stdout and stderr
+	bool all_caps;		// else ag_caps_default alone
 	bool tty;	  // fds[0] is a terminal: make it the controlling one
 	int cgroup_procs; // descriptor of cgroup.procs, or -1
 };

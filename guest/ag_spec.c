@@ -86,7 +86,7 @@ static int decode(struct ag_spec *s, const uint8_t *p, size_t len, bool exec,
 		  const char **why)
 {
 	struct decoder d = {.r = wire_reader_of(p, len)};
-	uint32_t flags = 0;
+	uint32_t known = exec ? AGENT_EXEC_PTY : AGENT_START_ALL_CAPS, flags;
 
 	*s = (struct ag_spec){.hostname = NULL};
 	*why = "no memory";
@@ -95,8 +95,8 @@ static int decode(struct ag_spec *s, const uint8_t *p, size_t len, bool exec,
 		return -ENOMEM;
 	d.ptrs = s->block;
 	d.text = (char *)s->block + (len / 4 + 4) * sizeof(char *);
+	flags = wire_get_u32(&d.r);
 	if (exec) {
-		flags = wire_get_u32(&d.r);
 		s->rows = wire_get_u16(&d.r);
 		s->cols = wire_get_u16(&d.r);
 	}
@@ -108,11 +108,11 @@ static int decode(struct ag_spec *s, const uint8_t *p, size_t len, bool exec,
 		s->hostname = d.text, *d.text = '\0';
 	else
 		s->hostname = d.r.bad ? NULL : get_str(&d);
-	s->pty = flags & AGENT_EXEC_PTY;
+	s->pty = exec && flags & AGENT_EXEC_PTY;
+	s->all_caps = !exec && flags & AGENT_START_ALL_CAPS;
 	*why = d.why;
 	if (!d.why)
-		*why =
-		    flags & ~AGENT_EXEC_PTY ? "unknown flags" : check(s, &d.r);
+		*why = flags & ~known ? "unknown flags" : check(s, &d.r);
 	if (*why) {
 		ag_spec_fini(s);
 		return -EPROTO;

@@ -15,6 +15,7 @@ enum { AG_ARGV_MAX = 4096, AG_ENV_MAX = 4096 };
 struct ag_spec {
 	char **argv, **env; // NULL-terminated; argv has at least one entry
 	char *user, *cwd, *hostname; // "" when absent, never NULL
+	bool all_caps;		     // of START
 	bool pty;
 	uint16_t rows, cols;
 	void *block;

@@ -45,10 +45,11 @@ enum agent_frame {
 
 // Strings are [len u32][bytes], without NUL inside; lists are [count u32] and
 // strings.
-// App spec:  argv list, env list ("K=V"), user str ("", name or uid[:gid]), cwd
-//            str ("" is /), hostname str
+// App spec:  flags u32 (AGENT_START_ALL_CAPS), argv list, env list ("K=V"), user
+//            str ("", name or uid[:gid]), cwd str ("" is /), hostname str
 // Exec spec: flags u32 (AGENT_EXEC_PTY), rows u16, cols u16, argv list,
 //            env list (added to the application's), user str, cwd str
+#define AGENT_START_ALL_CAPS 1u // root in it may all that root may
 #define AGENT_EXEC_PTY 1u
 #define AGENT_FREEZE_SYNC 1u	// write the disk's caches back
 #define AGENT_FREEZE_COMPACT 2u // make memory and disk small, see the document

@@ -34,8 +34,9 @@ def strings(items):
     return struct.pack("<I", len(items)) + b"".join(string(i) for i in items)
 
 
-def app_spec(argv, env=(), user="", cwd="", hostname=""):
-    return strings(argv) + strings(env) + string(user) + string(cwd) + string(hostname)
+def app_spec(argv, env=(), user="", cwd="", hostname="", all_caps=True):
+    return (struct.pack("<I", int(all_caps)) + strings(argv)
+            + strings(env) + string(user) + string(cwd) + string(hostname))
 
 
 def exec_spec(argv, env=(), user="", cwd="", pty=False, rows=24, cols=80):

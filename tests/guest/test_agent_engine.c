@@ -62,6 +62,13 @@ Test(encode, start_and_exec_decode_in_the_agent)
 	cr_assert_str_eq(s.user, "www-data");
 	cr_assert_str_eq(s.cwd, "/srv");
 	cr_assert_str_eq(s.hostname, "one");
+	cr_assert_not(s.all_caps, "only where it is asked for");
+	ag_spec_fini(&s);
+	fresh();
+	eng_agent_put_start(
+	    &w, &(struct eng_app_spec){.argv = app.argv, .all_caps = true});
+	cr_assert_eq(ag_spec_app(&s, buf + 8, w.len - 8, &why), 0, "%s", why);
+	cr_assert(s.all_caps && !s.pty);
 	ag_spec_fini(&s);
 	fresh();
 	eng_agent_put_exec(

@@ -80,7 +80,7 @@ class Stage:
             args.append("--keep-clock")
         self.proc = subprocess.Popen(args, stderr=self.log)
         self.agent = Agent(self.connect)
-        eventually(lambda: os.path.exists(self.path))
+        eventually(self.listens)
 
     def cover_files(self):
         for name, text in (("passwd", PASSWD), ("group", GROUP),
@@ -97,6 +97,14 @@ class Stage:
         s.settimeout(ac.TIMEOUT)
         s.connect(self.path)
         return s
+
+    def listens(self):
+        # Its socket exists a moment before it listens.
+        try:
+            self.connect().close()
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
 
     def pids(self):
         with open(self.cgroup + "/cgroup.procs") as f:
@@ -808,6 +816,50 @@ def exit_of_the_application_is_seen(t):
     assert (p["running"], p["exit"]) == (0, 7), p
     assert t.agent.run(["echo", "still here"])[1] == b"still here\n"
     refused(114, t.agent.start, ["true"])
+
+
+# Those of docs/AGENT_PROTOCOL.md, by their numbers.
+CONTAINER_CAPS = sum(1 << c for c in (0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31))
+
+
+def caps(text):
+    return {k: int(v, 16) for k, v in
+            (x.split()[:2] for x in text.splitlines() if x.startswith("Cap"))}
+
+
+@test
+def capabilities_are_a_containers_unless_asked_for(t):
+    with open("/proc/self/status") as f:
+        ours = caps(f.read())["CapBnd:"]
+    assert ours & ~CONTAINER_CAPS, "the test's own process has no more than those"
+    other = Stage(t.binary, False, "d")
+    try:
+        other.agent.start(["sh", "-c", "cat /proc/self/status; echo up; "
+                           "while :; do sleep 1; done"], all_caps=False)
+        log = LogReader(other.agent)
+        log.until(1, b"up\n")
+        log.close()
+        ran = [log.got[1].decode()]
+        for user in ("", "root"):
+            _, out, _ = other.agent.run(["cat", "/proc/self/status"], user=user)
+            ran.append(out.decode())
+        for text in ran:
+            c = caps(text)
+            assert c["CapBnd:"] == c["CapPrm:"] == c["CapEff:"] == \
+                ours & CONTAINER_CAPS, c
+            assert c["CapInh:"] == c["CapAmb:"] == 0, c
+        _, out, _ = other.agent.run(["cat", "/proc/self/status"], user="thawtest")
+        c = caps(out.decode())
+        assert c["CapEff:"] == 0 and c["CapBnd:"] == ours & CONTAINER_CAPS, c
+        rc, _, err = other.agent.run(["hostname", "other"])
+        assert rc and (b"must be root" in err or b"not permitted" in err), err
+        assert other.agent.run(["mount", "--bind", "/usr", "/mnt"])[0]
+        assert other.agent.run(["chown", "4242", other.dir])[0] == 0
+    finally:
+        other.end()
+    _, out, _ = t.agent.run(["cat", "/proc/self/status"], user="root")
+    c = caps(out.decode())
+    assert c["CapBnd:"] == c["CapEff:"] == ours, "with all, all"
 
 
 @test

@@ -21,16 +21,22 @@ static void put_list(struct wire_writer *w, const char *const *l, uint32_t n)
 		put_str(w, l[i]);
 }
 
-static struct wire_writer app(void)
+static struct wire_writer app_with(uint32_t flags)
 {
 	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
 
+	wire_put_u32(&w, flags);
 	put_list(&w, (const char *[]){"/bin/app", "-x", ""}, 3);
 	put_list(&w, (const char *[]){"A=1", "B="}, 2);
 	put_str(&w, "www-data");
 	put_str(&w, "/srv");
 	put_str(&w, "host1");
 	return w;
+}
+
+static struct wire_writer app(void)
+{
+	return app_with(0);
 }
 
 static struct wire_writer exec(uint32_t flags)
@@ -64,7 +70,15 @@ Test(spec, app_decodes)
 	cr_assert_str_eq(s.user, "www-data");
 	cr_assert_str_eq(s.cwd, "/srv");
 	cr_assert_str_eq(s.hostname, "host1");
+	cr_assert_not(s.all_caps);
 	ag_spec_fini(&s);
+	w = app_with(AGENT_START_ALL_CAPS);
+	cr_assert_eq(ag_spec_app(&s, buf, w.len, &why), 0, "%s", why);
+	cr_assert(s.all_caps && !s.pty);
+	ag_spec_fini(&s);
+	w = app_with(2);
+	cr_assert_eq(ag_spec_app(&s, buf, w.len, &why), -EPROTO);
+	cr_assert_str_eq(why, "unknown flags");
 }
 
 Test(spec, exec_decodes)
@@ -130,6 +144,7 @@ static void refused(const char *const *argv, uint32_t na,
 	struct ag_spec s;
 	const char *why;
 
+	wire_put_u32(&w, 0);
 	put_list(&w, argv, na);
 	put_list(&w, env, ne);
 	put_str(&w, "");
@@ -165,6 +180,7 @@ Test(spec, list_limits)
 	for (size_t i = 0; i < ARRAY_SIZE(many); i++)
 		many[i] = "x";
 	refused(many, ARRAY_SIZE(many), NULL, 0, "", "a list is too long");
+	wire_put_u32(&w, 0);
 	put_list(&w, many, AG_ARGV_MAX);
 	put_list(&w, NULL, 0);
 	put_str(&w, "");
@@ -182,7 +198,7 @@ Test(spec, nul_inside)
 	struct ag_spec s;
 	const char *why;
 
-	buf[4 + 4 + 2] = 0; // in "/bin/app"
+	buf[4 + 4 + 4 + 2] = 0; // in "/bin/app"
 	cr_assert_eq(ag_spec_app(&s, buf, w.len, &why), -EPROTO);
 	cr_assert_str_eq(why, "a string holds a NUL");
 }
