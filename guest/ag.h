@@ -21,6 +21,7 @@
 #include <sys/types.h>
 
 #include "ag_frame.h"
+#include "ag_meta.h"
 #include "ag_ring.h"
 #include "ag_spec.h"
 
@@ -91,6 +92,18 @@ struct cgroup {
 	bool frozen, populated;
 };
 
+struct imds_conn;
+
+// The metadata service (ag_imds.c).
+struct imds {
+	struct watch listener;	 // fd -1: there is none
+	int steer_fd;		 // see ag_steer()
+	struct imds_conn *conns; // the youngest first
+	unsigned nconns;	 // of them that are not dead
+	struct ag_meta meta;
+	uint8_t identity[16]; // the machine's id that the tokens belong to
+};
+
 struct agent {
 	int epoll;
 	bool init; // PID 1 of a guest; else a test on some host
@@ -109,6 +122,7 @@ struct agent {
 	enum { OFF_NO, OFF_TERM, OFF_KILL, OFF_FLUSH } off;
 	struct conn *off_conn;
 	uint64_t off_deadline_ns;
+	struct imds imds;
 	int boot_id_fd;	      // what covers /proc/.../boot_id, or -1
 	const char *root_why; // why the root is not the disk, or NULL
 };
@@ -171,6 +185,19 @@ void ag_open_connect(struct conn *c);
 void ag_forward_conn_event(struct conn *c, uint32_t events);
 void ag_forward_timeout(struct conn *c);
 void ag_forward_close(struct conn *c);
+
+// ag_imds.c
+// At 169.254.169.254 of this network name space. 0 or -errno.
+int ag_imds_open(struct agent *a);
+void ag_imds_close(struct agent *a);
+void ag_imds_pause(struct agent *a); // nobody is answered
+void ag_imds_wipe(struct agent *a);  // while paused: no secret is in memory
+void ag_imds_resume(struct agent *a);
+void ag_imds_identity(struct agent *a, const uint8_t machine_id[16]);
+void ag_open_role(struct conn *c);
+uint64_t ag_imds_deadline(const struct agent *a);
+void ag_imds_timers(struct agent *a, uint64_t now);
+void ag_imds_sweep(struct agent *a);
 
 // ag_cgroup.c
 // Makes or takes the folder `path` as the application's cgroup.

@@ -284,5 +284,8 @@ void ag_boot_root(struct agent *a)
 	if (rc < 0)
 		ag_say(a, "the application's cgroup: %s", strerror(-rc));
 	ag_boot_id_cover(a);
+	rc = ag_imds_open(a);
+	if (rc < 0)
+		ag_say(a, "the metadata service: %s", strerror(-rc));
 	umask(022);
 }

@@ -148,6 +148,8 @@ static void dispatch(struct conn *c)
 		return ag_open_probe(c);
 	case AGENT_POWEROFF:
 		return ag_open_poweroff(c);
+	case AGENT_ROLE:
+		return ag_open_role(c);
 	default:
 		return ag_conn_error(c, EPROTO,
 				     "frame type %u does not open a stream",

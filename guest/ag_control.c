@@ -39,6 +39,7 @@ static int unfreeze(struct agent *a)
 	if (rc < 0)
 		return rc;
 	a->freezing = a->frozen = false;
+	ag_imds_resume(a);
 	return 0;
 }
 
@@ -48,6 +49,7 @@ static void freeze_done(struct agent *a)
 {
 	struct conn *c = ptr_steal(a->freezer);
 
+	ag_imds_wipe(a);
 	// The whole system's, and the loop waits: nothing else is to be served
 	// before the answer.
 	if (a->freeze_flags & AGENT_FREEZE_SYNC)
@@ -91,6 +93,7 @@ void ag_open_freeze(struct conn *c)
 		return;
 	}
 	a->freezing = true;
+	ag_imds_pause(a);
 	a->freeze_flags = flags;
 	a->freezer = c;
 	a->freeze_deadline_ns = ag_deadline(AG_FREEZE_MS);
@@ -142,6 +145,7 @@ static int renew(struct agent *a, const struct ag_thaw *t, bool go_on,
 		snprintf(err, size, "the host name: %s", strerror(-rc));
 		return rc;
 	}
+	ag_imds_identity(a, t->machine_id);
 	rc = ag_boot_id_renew(a);
 	if (rc == 0 && go_on)
 		rc = unfreeze(a);

@@ -26,6 +26,8 @@ static bool length_fits(unsigned type, uint32_t len)
 	case AGENT_RENEW:
 		return len >= AG_THAW_MIN &&
 		       len <= AG_THAW_MIN + AG_HOSTNAME_MAX;
+	case AGENT_ROLE:
+		return len >= 28 && len <= 8192;
 	case AGENT_START:
 	case AGENT_EXEC:
 		return len >= 4 && len <= AGENT_FRAME_MAX;
@@ -89,6 +91,9 @@ int ag_reader_add(struct ag_reader *r, size_t n)
 
 void ag_reader_reset(struct ag_reader *r)
 {
+	// One that did not come to its end has nobody else who would.
+	if (r->payload && r->type == AGENT_ROLE)
+		explicit_bzero(r->payload, r->len);
 	free(r->payload);
 	*r = (struct ag_reader){0};
 }

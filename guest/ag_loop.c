@@ -111,6 +111,7 @@ static int wait_ms(const struct agent *a)
 {
 	uint64_t first = ag_control_deadline(a), now;
 
+	first = MIN(first, ag_imds_deadline(a));
 	if (a->app.held)
 		first = MIN(first, a->app.stall_ns);
 	for (const struct conn *c = a->conns; c; c = c->next) {
@@ -148,6 +149,8 @@ void ag_loop(struct agent *a)
 		ag_conn_timers(a, now);
 		ag_app_timers(a, now);
 		ag_control_timers(a, now);
+		ag_imds_timers(a, now);
 		ag_conn_sweep(a);
+		ag_imds_sweep(a);
 	}
 }

@@ -17,6 +17,7 @@ static void usage(FILE *to)
 {
 	fputs("Usage: thaw-agent --listen-unix PATH [--cgroup DIR] "
 	      "[--keep-clock]\n"
+	      "                  [--imds]\n"
 	      "\n"
 	      "Without options it must be PID 1 of a guest. With them it runs "
 	      "as a test, on\n"
@@ -28,7 +29,9 @@ static void usage(FILE *to)
 	      "  --listen-unix PATH  serve this socket instead of vsock\n"
 	      "  --cgroup DIR        the application's cgroup (v2), made when "
 	      "missing\n"
-	      "  --keep-clock        leave the clock alone\n",
+	      "  --keep-clock        leave the clock alone\n"
+	      "  --imds              the metadata service, in a network name "
+	      "space of its own\n",
 	      to);
 }
 
@@ -48,7 +51,8 @@ __attribute__((noreturn)) static void run_as_init(struct agent *a)
 		pause();
 }
 
-static int run_as_test(struct agent *a, const char *path, const char *cgroup)
+static int run_as_test(struct agent *a, const char *path, const char *cgroup,
+		       bool imds)
 {
 	int rc;
 
@@ -63,9 +67,15 @@ static int run_as_test(struct agent *a, const char *path, const char *cgroup)
 		ag_say(a, "%s: %s", path, strerror(-rc));
 		return 1;
 	}
+	rc = imds ? ag_imds_open(a) : 0;
+	if (rc < 0) {
+		ag_say(a, "the metadata service: %s", strerror(-rc));
+		return 1;
+	}
 	ag_loop(a);
 	ag_conn_end_others(a, NULL);
 	ag_conn_sweep(a);
+	ag_imds_close(a);
 	ag_spec_fini(&a->app.spec);
 	unlink(path);
 	return 0;
@@ -77,15 +87,17 @@ int main(int argc, char **argv)
 	    {"listen-unix", required_argument, NULL, 'l'},
 	    {"cgroup", required_argument, NULL, 'c'},
 	    {"keep-clock", no_argument, NULL, 'k'},
+	    {"imds", no_argument, NULL, 'i'},
 	    {"help", no_argument, NULL, 'h'},
 	    {NULL, 0, NULL, 0}};
 	const char *path = NULL, *cgroup = NULL;
 	struct agent *a = &agent;
+	bool imds = false;
 	int opt;
 
 	a->epoll = epoll_create1(EPOLL_CLOEXEC);
 	a->boot_id_fd = a->cg.dir = a->cg.events.fd = -1;
-	a->listener.fd = a->signals.fd = -1;
+	a->listener.fd = a->signals.fd = a->imds.listener.fd = -1;
 	a->init = getpid() == 1;
 	ag_app_init(a);
 	// The kernel's command line gives init words that are not for it.
@@ -102,6 +114,9 @@ int main(int argc, char **argv)
 		case 'k':
 			a->keep_clock = true;
 			break;
+		case 'i':
+			imds = true;
+			break;
 		case 'h':
 			usage(stdout);
 			return 0;
@@ -114,5 +129,5 @@ int main(int argc, char **argv)
 		usage(stderr);
 		return 2;
 	}
-	return run_as_test(a, path, cgroup);
+	return run_as_test(a, path, cgroup, imds);
 }

@@ -10,6 +10,9 @@
 #define THAW_AGENT_PROTO_H
 
 #define AGENT_PORT 29800u
+// TCP, at 169.254.169.254 in the guest: the metadata service, which is found at
+// port 80.
+#define AGENT_IMDS_PORT 29801u
 #define AGENT_FRAME_HEAD 8u
 #define AGENT_FRAME_MAX (256u * 1024u)
 
@@ -28,6 +31,7 @@ enum agent_frame {
 	AGENT_PROBE,	 // port u16 (0: none) -> PROBED
 	AGENT_POWEROFF,	 // timeout_ms u32: TERM, wait, KILL, sync -> OK, off
 	AGENT_RENEW,	 // as THAW, but the application stays frozen -> OK
+	AGENT_ROLE,	 // role spec (below) -> OK; since version 2
 
 	// Answers and stream frames.
 	AGENT_OK = 32,
@@ -49,6 +53,8 @@ enum agent_frame {
 //            str ("", name or uid[:gid]), cwd str ("" is /), hostname str
 // Exec spec: flags u32 (AGENT_EXEC_PTY), rows u16, cols u16, argv list,
 //            env list (added to the application's), user str, cwd str
+// Role spec: the microVM's id str, region str, access key id str, secret access
+//            key str, session token str, expires u64 (s since 1970; 0: does not)
 #define AGENT_START_ALL_CAPS 1u // root in it may all that root may
 #define AGENT_EXEC_PTY 1u
 #define AGENT_FREEZE_SYNC 1u	// write the disk's caches back

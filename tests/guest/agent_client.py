@@ -10,7 +10,8 @@ import socket
 import struct
 import time
 
-START, FREEZE, THAW, UNFREEZE, EXEC, CONNECT, LOG, PROBE, POWEROFF = range(1, 10)
+(START, FREEZE, THAW, UNFREEZE, EXEC, CONNECT, LOG, PROBE, POWEROFF, RENEW,
+ ROLE) = range(1, 12)
 OK, ERROR, STDIN, STDOUT, STDERR, RESIZE, SIGNAL, EXIT, LOGDATA, PROBED = range(32, 42)
 TIMEOUT = 60
 
@@ -120,6 +121,11 @@ class Agent:
         wall_ns = time.time_ns() if wall_ns is None else wall_ns
         self.ask(THAW, entropy + struct.pack("<Q", wall_ns) + machine_id
                  + string(hostname))
+
+    def role(self, vm="microvm-1", region="us-east-1", key="", secret="", token="",
+             expires=0):
+        self.ask(ROLE, b"".join(string(x) for x in (vm, region, key, secret, token))
+                 + struct.pack("<Q", expires))
 
     def poweroff(self, timeout_ms):
         self.ask(POWEROFF, struct.pack("<I", timeout_ms))

@@ -48,6 +48,8 @@ Test(frame, every_length_rule)
 	    {AGENT_LOG, 0, 0},
 	    {AGENT_PROBE, 2, 2},
 	    {AGENT_POWEROFF, 4, 4},
+	    {AGENT_RENEW, 92, 92 + 64},
+	    {AGENT_ROLE, 28, 8192},
 	    {AGENT_STDIN, 0, AGENT_FRAME_MAX},
 	    {AGENT_RESIZE, 4, 4},
 	    {AGENT_SIGNAL, 4, 4},
@@ -73,7 +75,7 @@ Test(frame, only_the_hosts_types_are_taken)
 	static const uint8_t agents[] = {
 	    AGENT_OK,	  AGENT_ERROR, AGENT_STDOUT,
 	    AGENT_STDERR, AGENT_EXIT,  AGENT_LOGDATA,
-	    AGENT_PROBED, 0,	       10,
+	    AGENT_PROBED, 0,	       12,
 	    31,		  42,	       255};
 
 	for (size_t i = 0; i < ARRAY_SIZE(agents); i++) {

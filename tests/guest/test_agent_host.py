@@ -7,8 +7,12 @@ Without AGENT it is thaw-agent of $THAW_BIN. Needs root and a writable cgroup v2
 --clock also tests that a thaw sets the machine's clock: only where the clock is
 nobody else's (in kvmbox, where it is on by itself).
 """
+import datetime
 import hashlib
+import http.client
+import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -23,6 +27,7 @@ import traceback
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import agent_client as ac
 from agent_client import Agent, AgentError, LogReader, Stream
+from botocore.utils import InstanceMetadataFetcher, InstanceMetadataRegionFetcher
 
 TESTS = []
 
@@ -76,6 +81,8 @@ class Stage:
         self.cgroup = f"{base}/thaw-agent-test-{os.getpid()}{name}"
         self.log = open(self.dir + "/stderr", "wb")
         args = [binary, "--listen-unix", self.path, "--cgroup", self.cgroup]
+        if name == "a":
+            args.append("--imds")
         if not clock:
             args.append("--keep-clock")
         self.proc = subprocess.Popen(args, stderr=self.log)
@@ -802,6 +809,172 @@ def thaw_sets_the_clock(t):
         assert abs(time.time_ns() - now) < 60 * 10**9
 
 
+# --- the metadata service -------------------------------------------------------------
+
+IMDS = ("169.254.169.254", 80)
+CREDENTIALS = "/latest/meta-data/iam/security-credentials/"
+SECRET = "wJalrXUtnFEMI/K7MDENG/b" + "PxRfiCYEXAMPLEKEY"
+
+
+def meta(t, path, method="GET", **headers):
+    c = http.client.HTTPConnection(*IMDS, timeout=20)
+    c.request(method, path, headers={k.replace("_", "-"): v
+                                     for k, v in headers.items()})
+    r = c.getresponse()
+    body = r.read().decode()
+    c.close()
+    return r.status, body
+
+
+def session(t):
+    status, token = meta(t, "/latest/api/token", "PUT",
+                         X_aws_ec2_metadata_token_ttl_seconds="600")
+    assert status == 200, status
+    return token
+
+
+def lookup(t, path, token=None):
+    return meta(t, path, X_aws_ec2_metadata_token=token or session(t))
+
+
+def fetcher(kind=InstanceMetadataFetcher):
+    return kind(timeout=20, num_attempts=1)
+
+
+@test
+def imds_serves_botocore(t):
+    logging.getLogger("botocore").setLevel(logging.CRITICAL)
+    assert fetcher().retrieve_iam_role_credentials() == {}, "nobody gave any"
+    at = datetime.datetime(2099, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc)
+    t.agent.role(region="eu-south-2", key="ASIA0123456789ABCDEF", secret=SECRET,
+                 token="session==", expires=int(at.timestamp()))
+    assert fetcher().retrieve_iam_role_credentials() == {
+        "role_name": "execution_role", "access_key": "ASIA0123456789ABCDEF",
+        "secret_key": SECRET, "token": "session==",
+        "expiry_time": "2099-01-02T03:04:05Z"}
+    region = fetcher(InstanceMetadataRegionFetcher).retrieve_region()
+    assert region == "eu-south-2", region
+
+
+@test
+def imds_leaves_port_80_to_the_application(t):
+    with socket.create_server(("0.0.0.0", 80)) as s, \
+            socket.create_server(("::", 443), family=socket.AF_INET6):
+        assert meta(t, CREDENTIALS)[0] == 401
+        s6 = socket.socket(socket.AF_INET6)  # as Java does
+        s6.connect(("::ffff:169.254.169.254", 80))
+        s6.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert s6.recv(12) == b"HTTP/1.1 401"
+        s6.close()
+        for addr in ("127.0.0.1", "127.0.0.2"):
+            c = socket.create_connection((addr, 80), 20)
+            s.settimeout(20)
+            s.accept()[0].close()
+            c.close()
+        s.settimeout(0.2)
+        try:
+            raise AssertionError(f"{s.accept()} came to the application")
+        except TimeoutError:
+            pass
+    refused(111, t.agent.forward, 80)
+    with open("/proc/net/fib_trie") as f:
+        assert "169.254.0.0" not in f.read(), "one address, not a network"
+
+
+@test
+def imds_wants_a_token_and_no_proxy(t):
+    assert meta(t, CREDENTIALS) == (401, "")
+    assert meta(t, "/latest/api/token", "PUT")[0] == 400
+    assert meta(t, "/latest/api/token", "PUT", X_Forwarded_For="10.0.0.1",
+                X_aws_ec2_metadata_token_ttl_seconds="60")[0] == 403
+    assert lookup(t, CREDENTIALS) == (200, "execution_role")
+    assert lookup(t, "/latest/user-data")[0] == 404
+
+
+@test
+def imds_clients_hold_up_nobody(t):
+    refused(71, t.agent.ask, ac.ROLE, b"\0" * 28)
+    idle = []
+    for _ in range(100):
+        idle.append(socket.create_connection(IMDS))
+        idle[-1].sendall(b"GET /")
+    start = time.monotonic()
+    assert lookup(t, CREDENTIALS) == (200, "execution_role")
+    assert t.agent.probe()["running"] == 1
+    assert time.monotonic() - start < 3, "somebody waited"
+    assert len(os.listdir(f"/proc/{t.proc.pid}/fd")) < 60
+    eventually(lambda: idle[99].recv(1) == b"", 10)  # five seconds, and it is over
+    for s in idle:
+        s.close()
+    for bad in (b"GET /" + b"x" * 5000, b"\0" * 4096, b"\r\n\r\n"):
+        s = socket.create_connection(IMDS, 20)
+        s.sendall(bad)
+        got = s.recv(100)
+        assert re.match(rb"HTTP/1.1 4(31|00) ", got), got
+        s.close()
+    for i in range(300):  # the client leaves, at each point
+        s = socket.create_connection(IMDS)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        s.sendall(b"GET / HTTP/1.1\r\n\r\n"[:i % 20])
+        s.close()
+    assert lookup(t, CREDENTIALS) == (200, "execution_role")
+
+
+def in_memory(t, text):
+    """How often the bytes are in the agent's memory."""
+    n = 0
+    with open(f"/proc/{t.proc.pid}/maps") as maps, \
+            open(f"/proc/{t.proc.pid}/mem", "rb", 0) as mem:
+        for line in maps:
+            first, last = (int(x, 16) for x in line.split()[0].split("-"))
+            # The sanitizers' shadow is terabytes of nothing.
+            if "rw" not in line.split()[1] or last - first > 1 << 30:
+                continue
+            try:
+                mem.seek(first)
+                n += mem.read(last - first).count(text)
+            except (OSError, ValueError):
+                pass
+    return n
+
+
+@test
+def imds_a_freeze_wipes_and_nobody_is_told_so(t):
+    token = session(t)
+    assert "Success" in lookup(t, CREDENTIALS + "execution_role", token)[1]
+    assert in_memory(t, SECRET.encode()), "else nothing is shown by its absence"
+    waits = http.client.HTTPConnection(*IMDS, timeout=20)
+    waits.connect()
+    t.agent.freeze()
+    assert in_memory(t, SECRET.encode()) == 0, "a snapshot would have it"
+    waits.request("GET", CREDENTIALS, headers={"X-aws-ec2-metadata-token": token})
+    later = socket.create_connection(IMDS, 20)
+    later.sendall(f"GET {CREDENTIALS} HTTP/1.1\r\n"
+                  f"X-aws-ec2-metadata-token: {token}\r\n\r\n".encode())
+    time.sleep(0.3)
+    later.setblocking(False)
+    try:
+        raise AssertionError(f"it was answered: {later.recv(100)}")
+    except BlockingIOError:
+        later.settimeout(20)
+    t.agent.role(key="ASIASECOND0123456789", secret="other")
+    t.agent.thaw()
+    assert waits.getresponse().read() == b"execution_role"
+    assert later.recv(12) == b"HTTP/1.1 200"
+    later.close()
+    got = lookup(t, CREDENTIALS + "execution_role", token)
+    assert '"SecretAccessKey" : "other"' in got[1], "the token is as good as before"
+
+
+@test
+def imds_tokens_are_not_a_clones(t):
+    token = session(t)
+    t.agent.freeze()
+    t.agent.thaw(machine_id=b"\x77" * 16)
+    assert lookup(t, CREDENTIALS, token)[0] == 401
+    assert lookup(t, CREDENTIALS)[0] == 404, "nor are its credentials"
+
+
 # --- the end ------------------------------------------------------------------------
 
 
@@ -917,8 +1090,9 @@ def main():
     clock = "--clock" in args or "KVMBOX_SHARE" in os.environ
     if os.environ.get("THAW_TEST_NS") != "1":
         os.environ["THAW_TEST_NS"] = "1"
-        os.execvp("unshare", ["unshare", "--mount", "--uts", sys.executable]
+        os.execvp("unshare", ["unshare", "--mount", "--uts", "--net", sys.executable]
                   + sys.argv)
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     t = Stage(binary, clock)
     only = [a for a in args if not a.startswith("-")]
     failed = 0
