@@ -190,11 +190,11 @@ as_root()
 THAW_PACKAGES=(
 	build-essential cmake ninja-build pkg-config git libevent-dev
 	liburing-dev libxxhash-dev liblz4-dev libjansson-dev libsqlite3-dev
-	libarchive-dev libcap-ng-dev libseccomp-dev libcriterion-dev
+	libarchive-dev libcap-ng-dev libseccomp-dev libssl-dev libcriterion-dev
 	clang clang-tidy clang-format libclang-rt-14-dev musl-tools shellcheck
 	qemu-system-x86 busybox-static cpio kmod lz4 xz-utils zstd
 	mmdebstrap e2fsprogs acpica-tools uidmap
-	python3 jq curl socat iproute2 procps util-linux gdb strace
+	python3 python3-botocore jq curl socat iproute2 procps util-linux gdb strace
 	ca-certificates
 )
 
