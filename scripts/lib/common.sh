@@ -194,7 +194,7 @@ THAW_PACKAGES=(
 	clang clang-tidy clang-format libclang-rt-14-dev musl-tools shellcheck
 	qemu-system-x86 busybox-static cpio kmod lz4 xz-utils zstd
 	mmdebstrap e2fsprogs acpica-tools uidmap
-	python3 python3-botocore jq curl socat iproute2 procps util-linux gdb strace
+	python3 python3-botocore python3-pip jq curl socat iproute2 procps util-linux gdb strace
 	ca-certificates
 )
 
