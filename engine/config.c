@@ -24,6 +24,7 @@ const char eng_usage[] =
     "  --libexec DIR          where thaw-cell and thaw-mkdisk are\n"
     "  --log-level LEVEL      error, warn, info or debug (info)\n"
     "  --doctor [--json]      check this host and exit 0 or 1\n"
+    "  --openapi              print the contract as OpenAPI 3.1\n"
     "  --version, --help\n";
 
 enum {
@@ -43,6 +44,7 @@ enum {
 	OPT_LOG_LEVEL,
 	OPT_DOCTOR,
 	OPT_JSON,
+	OPT_OPENAPI,
 	OPT_VERSION,
 	OPT_HELP,
 };
@@ -66,6 +68,7 @@ static const struct option options[] = {
     {"log-level", required_argument, NULL, OPT_LOG_LEVEL},
     {"doctor", no_argument, NULL, OPT_DOCTOR},
     {"json", no_argument, NULL, OPT_JSON},
+    {"openapi", no_argument, NULL, OPT_OPENAPI},
     {"version", no_argument, NULL, OPT_VERSION},
     {"help", no_argument, NULL, OPT_HELP},
     {0},
@@ -201,6 +204,9 @@ static int set_option(struct eng_config *c, int opt, const char *v,
 		return 0;
 	case OPT_JSON:
 		c->doctor_json = true;
+		return 0;
+	case OPT_OPENAPI:
+		c->openapi = true;
 		return 0;
 	case OPT_VERSION:
 		c->version = true;

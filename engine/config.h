@@ -18,7 +18,7 @@ struct eng_config {
 	uint32_t uid_base;
 	enum log_level log_level;
 	bool doctor, doctor_json;
-	bool help, version;
+	bool help, version, openapi;
 };
 
 // 0, or -EINVAL and what is wrong with which flag.

@@ -4,6 +4,7 @@
 #include "doctor.h"
 #include "events.h"
 #include "keeper.h"
+#include "shape.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -389,6 +390,16 @@ static int run(struct thawd *d)
 	return 0;
 }
 
+static int print_openapi(void)
+{
+	json_t *j = shape_openapi();
+	int rc = json_dumpf(j, stdout, JSON_INDENT(1)) || putchar('\n') < 0 ||
+		 fflush(stdout);
+
+	json_decref(j);
+	return rc ? 1 : 0;
+}
+
 int main(int argc, char **argv)
 {
 	static struct thawd d = {
@@ -408,6 +419,8 @@ int main(int argc, char **argv)
 		printf("thawd %s\n", THAW_VERSION);
 		return 0;
 	}
+	if (d.cfg.openapi)
+		return print_openapi();
 	if (d.cfg.doctor)
 		return eng_doctor_main(&d.cfg);
 	rc = run(&d);
