@@ -11,21 +11,18 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
-#include <spawn.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
 
 #include "build_internal.h"
+#include "child.h"
 
 #define WORK_PREFIX "build-"
 
 enum {
-	LINE_MAX_BYTES = 600,
 	CHUNK = 1024 * 1024,
 	PROGRESS_MS = 250,
 };
@@ -38,12 +35,8 @@ struct build_disk {
 
 	char work[32]; // name in tmp_dir
 	int tmp_fd;
-	pid_t pid;
-	int pidfd, out_fd;
-	struct eng_watch *pid_watch, *out_watch;
+	struct eng_child *program;
 	struct eng_timer *tick;
-	char line[LINE_MAX_BYTES];
-	size_t line_len;
 	uint64_t image_bytes; // from the result line; 0: none came
 
 	atomic_bool cancelled;
@@ -54,11 +47,8 @@ struct build_disk {
 
 static void disk_free(struct build_disk *d)
 {
-	eng_watch_destroy(d->pid_watch);
-	eng_watch_destroy(d->out_watch);
+	eng_child_destroy(d->program);
 	eng_timer_destroy(d->tick);
-	fd_close(&d->pidfd);
-	fd_close(&d->out_fd);
 	fd_close(&d->tmp_fd);
 	free(d);
 }
@@ -220,11 +210,13 @@ static bool parse_line(const char *line, const char *word, long long *number,
 	return true;
 }
 
-static void take_line(struct build_disk *d, const char *line)
+static void take_line(void *ctx, char *line, size_t n)
 {
+	struct build_disk *d = ctx;
 	const char *rest;
 	long long v;
 
+	(void)n;
 	if (parse_line(line, "progress", &v, &rest))
 		d->ev.progress(d->ctx, "disk", v < 0 || v > 100 ? -1 : (int)v,
 			       rest);
@@ -236,95 +228,26 @@ static void take_line(struct build_disk *d, const char *line)
 		d->image_bytes = (uint64_t)v;
 }
 
-// Lines longer than the buffer lose their rest. Returns false at the end.
-static bool read_lines(struct build_disk *d)
-{
-	char buf[4096];
-	ssize_t n = read(d->out_fd, buf, sizeof(buf));
-
-	if (n < 0)
-		return errno == EINTR;
-	for (ssize_t i = 0; i < n; i++) {
-		if (buf[i] == '\n') {
-			d->line[d->line_len] = '\0';
-			d->line_len = 0;
-			take_line(d, d->line);
-		} else if (d->line_len + 1 < sizeof(d->line)) {
-			d->line[d->line_len++] = buf[i];
-		}
-	}
-	return n > 0;
-}
-
-static void on_output(void *ctx, unsigned what)
-{
-	struct build_disk *d = ctx;
-
-	(void)what;
-	if (!read_lines(d) && errno != EAGAIN)
-		eng_watch_set(d->out_watch, 0);
-}
-
-static void on_exit_of_program(void *ctx, unsigned what)
+static void program_ended(void *ctx, bool ok, const char *how)
 {
 	struct build_disk *d = ctx;
 	char why[100];
-	int st = 0;
 
-	(void)what;
-	if (waitpid(d->pid, &st, WNOHANG) == 0)
-		return;
-	eng_watch_destroy(d->pid_watch);
-	d->pid_watch = NULL;
-	for (int i = 0; i < 100 && read_lines(d); i++)
-		;
-	eng_watch_destroy(d->out_watch);
-	d->out_watch = NULL;
 	if (atomic_load(&d->cancelled)) {
 		disk_fail(d, -ECANCELED, "cancelled");
-	} else if (!WIFEXITED(st) || WEXITSTATUS(st) || !d->image_bytes) {
+	} else if (!ok || !d->image_bytes) {
 		snprintf(why, sizeof(why),
-			 "thaw-mkdisk ended without a word (%s %d)",
-			 WIFSIGNALED(st) ? "signal" : "exit code",
-			 WIFSIGNALED(st) ? WTERMSIG(st) : WEXITSTATUS(st));
+			 "thaw-mkdisk ended without a word (%s)", how);
 		disk_fail(d, -EIO, why);
 	}
 	start_storing(d);
 }
 
-// posix_spawn, for thawd has threads. Signals as a fresh program expects them.
-static int spawn(struct build_disk *d, char *const argv[], int out,
-		 struct err *e)
-{
-	char *const envp[] = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", NULL};
-	posix_spawn_file_actions_t fa;
-	posix_spawnattr_t at;
-	sigset_t none, all;
-	int rc;
-
-	sigemptyset(&none);
-	sigfillset(&all);
-	posix_spawnattr_init(&at);
-	posix_spawnattr_setsigmask(&at, &none);
-	posix_spawnattr_setsigdefault(&at, &all);
-	posix_spawnattr_setflags(&at, POSIX_SPAWN_SETSIGMASK |
-					  POSIX_SPAWN_SETSIGDEF);
-	posix_spawn_file_actions_init(&fa);
-	posix_spawn_file_actions_addopen(&fa, 0, "/dev/null", O_RDONLY, 0);
-	posix_spawn_file_actions_adddup2(&fa, out, 1);
-	rc = posix_spawn(&d->pid, argv[0], &fa, &at, argv, envp);
-	posix_spawn_file_actions_destroy(&fa);
-	posix_spawnattr_destroy(&at);
-	if (rc)
-		return err_set(e, -rc, "cannot start %s: %s", argv[0],
-			       strerror(rc));
-	return 0;
-}
-
 static int start_program(struct build_disk *d, struct err *e)
 {
 	char work[PATH_MAX], uid[16], gid[16], bytes[24], parent[16];
-	cleanup_fd int w = -1;
+	static const struct eng_child_events events = {take_line,
+						       program_ended};
 	char *argv[] = {(char *)d->env->mkdisk_path,
 			"--source",
 			(char *)d->req.rootfs,
@@ -339,7 +262,6 @@ static int start_program(struct build_disk *d, struct err *e)
 			"--disk-bytes",
 			bytes,
 			NULL};
-	int p[2], rc;
 
 	if (snprintf(work, sizeof(work), "%s/%s", d->env->tmp_dir, d->work) >=
 	    (int)sizeof(work))
@@ -349,27 +271,8 @@ static int start_program(struct build_disk *d, struct err *e)
 	snprintf(parent, sizeof(parent), "%d", (int)getpid());
 	snprintf(bytes, sizeof(bytes), "%llu",
 		 (unsigned long long)(d->req.disk_mib << 20));
-	if (pipe2(p, O_CLOEXEC))
-		return err_sys(e, "pipe");
-	d->out_fd = p[0];
-	w = p[1];
-	if (fcntl(d->out_fd, F_SETFL, O_NONBLOCK))
-		return err_sys(e, "pipe");
-	rc = spawn(d, argv, w, e);
-	if (rc)
-		return rc;
-	d->pidfd = (int)syscall(SYS_pidfd_open, d->pid, 0);
-	if (d->pidfd >= 0)
-		d->pid_watch =
-		    eng_watch_create(d->env->loop, d->pidfd, ENG_READ,
-				     on_exit_of_program, d, "build disk exit");
-	d->out_watch = eng_watch_create(d->env->loop, d->out_fd, ENG_READ,
-					on_output, d, "build disk output");
-	if (d->pid_watch && d->out_watch)
-		return 0;
-	kill(d->pid, SIGKILL);
-	waitpid(d->pid, NULL, 0);
-	return err_set(e, -ENOMEM, "cannot watch thaw-mkdisk");
+	return eng_child_start(&d->program, d->env->loop, argv, &events, d,
+			       "mkdisk", e);
 }
 
 int build_disk_start(struct build_disk **out, const struct eng_build_env *env,
@@ -383,13 +286,8 @@ int build_disk_start(struct build_disk **out, const struct eng_build_env *env,
 
 	if (!d)
 		return err_set(e, -ENOMEM, "out of memory");
-	*d = (struct build_disk){.env = env,
-				 .req = *req,
-				 .ev = *ev,
-				 .ctx = ctx,
-				 .tmp_fd = -1,
-				 .pidfd = -1,
-				 .out_fd = -1};
+	*d = (struct build_disk){
+	    .env = env, .req = *req, .ev = *ev, .ctx = ctx, .tmp_fd = -1};
 	util_random(rnd, sizeof(rnd));
 	memcpy(d->work, WORK_PREFIX, sizeof(WORK_PREFIX));
 	util_hex(d->work + strlen(WORK_PREFIX), rnd, sizeof(rnd));
@@ -414,8 +312,7 @@ int build_disk_start(struct build_disk **out, const struct eng_build_env *env,
 void build_disk_cancel(struct build_disk *d)
 {
 	atomic_store(&d->cancelled, true);
-	if (d->pid_watch) // not yet reaped, so the pid is still ours
-		kill(d->pid, SIGKILL);
+	eng_child_kill(d->program, SIGKILL);
 }
 
 // --- removal -------------------------------------------------------------
