@@ -26,7 +26,6 @@
 #include <locale.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -45,81 +44,6 @@ int __lsan_is_turned_off(void)
 	return 1;
 }
 #endif
-
-static void say(const char *head, const char *fmt, va_list ap)
-{
-	char line[512], *c;
-	int n;
-
-	n = snprintf(line, sizeof(line), "%s ", head);
-	vsnprintf(line + n, sizeof(line) - (size_t)n - 1, fmt, ap);
-	for (c = line; *c; c++) // file names come in here: one line, whatever
-		if ((unsigned char)*c < 0x20 || *c == 0x7f)
-			*c = '?';
-	*c++ = '\n';
-	util_write_all(STDOUT_FILENO, line, (size_t)(c - line));
-}
-
-void mk_progress(int percent, const char *fmt, ...)
-{
-	char head[32];
-	va_list ap;
-
-	snprintf(head, sizeof(head), "progress %d", percent);
-	va_start(ap, fmt);
-	say(head, fmt, ap);
-	va_end(ap);
-}
-
-void mk_note(const char *fmt, ...)
-{
-	va_list ap;
-
-	va_start(ap, fmt);
-	say("note", fmt, ap);
-	va_end(ap);
-}
-
-static void say_last(const char *head, const char *fmt, ...)
-{
-	va_list ap;
-
-	va_start(ap, fmt);
-	say(head, fmt, ap);
-	va_end(ap);
-}
-
-// The child's `e` goes into shared memory; nothing in it is trusted but its
-// presence, so the copy is bounded.
-int mk_child(struct mk_shared *sh, int (*fn)(void *ctx, struct err *e),
-	     void *ctx, const char *what, struct err *e)
-{
-	pid_t pid = fork();
-	struct err said;
-	int st;
-
-	if (pid < 0)
-		return err_sys(e, "fork for %s", what);
-	if (pid == 0) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		_exit(fn(ctx, &sh->error) ? 1 : 0);
-	}
-	while (waitpid(pid, &st, 0) < 0)
-		if (errno != EINTR)
-			return err_sys(e, "waiting for %s", what);
-	if (WIFEXITED(st) && WEXITSTATUS(st) == 0)
-		return 0;
-	said = sh->error;
-	said.msg[sizeof(said.msg) - 1] = '\0';
-	if (WIFEXITED(st) && said.msg[0])
-		return err_set(
-		    e, said.code < 0 && said.code > -4096 ? said.code : -EIO,
-		    "%s", said.msg);
-	if (WIFSIGNALED(st))
-		return err_set(e, -EIO, "%s was ended by signal %d (%s)", what,
-			       WTERMSIG(st), strsignal(WTERMSIG(st)));
-	return err_set(e, -EIO, "%s failed", what);
-}
 
 struct run {
 	const struct mk_opts *o;
@@ -148,14 +72,14 @@ static int inner(void *ctx, struct err *e)
 	rc = mk_jail_enter(r->o->work, e);
 	if (rc)
 		return rc;
-	if (mkdir("/work/root", 0755))
+	if (mkdir(r->o->tree, 0755))
 		return err_sys(e, "making the tree's directory");
 	r->sh->started = (uint32_t)(util_wall_ns() / 1000000000u);
 	rc = mk_child(r->sh, extract_child, r, "the extraction", e);
 	fd_close(&r->src->fd); // a tar that still writes gets SIGPIPE
 	if (rc)
 		return rc;
-	return mk_ext4_make(r->o, "/work/root", "/work/disk.img", r->sh, e);
+	return mk_ext4_make(r->o, r->o->tree, "/work/disk.img", r->sh, e);
 }
 
 static int run(const struct mk_opts *o, struct mk_shared *sh, struct err *e)
@@ -259,7 +183,9 @@ static int parse(int argc, char **argv, struct mk_opts *o)
 
 int main(int argc, char **argv)
 {
-	struct mk_opts o = {.max_bytes = 64ull << 30, .max_entries = 4000000};
+	struct mk_opts o = {.max_bytes = 64ull << 30,
+			    .max_entries = 4000000,
+			    .tree = "/work/root"};
 	struct err e = ERR_INIT;
 	struct mk_shared *sh;
 
@@ -281,22 +207,22 @@ int main(int argc, char **argv)
 	sh = mmap(NULL, sizeof(*sh), PROT_READ | PROT_WRITE,
 		  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (sh == MAP_FAILED) {
-		say_last("error -12", "out of memory");
+		mk_say_last("error -12", "out of memory");
 		return 1;
 	}
 	if (run(&o, sh, &e)) {
 		char head[32];
 
 		snprintf(head, sizeof(head), "error %d", e.code);
-		say_last(head, "%s", e.msg);
+		mk_say_last(head, "%s", e.msg);
 		return 1;
 	}
 	if (sh->devices)
 		mk_note("%llu device nodes and sockets left out: the guest's "
 			"kernel makes its own /dev",
 			(unsigned long long)sh->devices);
-	say_last("result", "%llu %llu %llu", (unsigned long long)sh->image_size,
-		 (unsigned long long)sh->entries,
-		 (unsigned long long)sh->bytes);
+	mk_say_last(
+	    "result", "%llu %llu %llu", (unsigned long long)sh->image_size,
+	    (unsigned long long)sh->entries, (unsigned long long)sh->bytes);
 	return 0;
 }

@@ -20,6 +20,10 @@ struct mk_opts {
 	uint64_t disk_bytes;  // size of the image, 0: by its contents
 	uint64_t max_bytes;   // cap on extracted bytes
 	uint64_t max_entries; // cap on files, directories, links
+	const char *tree;     // unpacked here, a path of the jail
+	// A build's context, not a root file system: zip archives too; owners,
+	// set-id bits and attributes are dropped, links that climb out refused.
+	bool context;
 };
 
 // Results that cross from contained children to the outer process, in shared
@@ -50,6 +54,13 @@ int mk_source_finish(const struct mk_opts *o, struct mk_source *src,
 // New mount, net, ipc and uts namespaces whose root holds only the programs
 // (read- only) and /work. The caller is already alone in a PID namespace.
 int mk_jail_enter(const char *work, struct err *e);
+// Its halves. After the first the root to be is the working directory, where
+// more may be mounted (paths relative); the second makes it the root, read-only.
+// `flags`: MS_* of /work.
+int mk_jail_open(const char *work, unsigned long flags, struct err *e);
+int mk_jail_close(struct err *e);
+int mk_jail_bind(const char *from, const char *to, unsigned long flags,
+		 struct err *e);
 // Keeps these capabilities (a list ended by -1) and no way to any other.
 int mk_jail_caps(const int *caps, struct err *e);
 
@@ -68,6 +79,10 @@ int mk_ext4_settle(int fd, uint32_t since, struct err *e);
 void mk_progress(int percent, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 void mk_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+// The last line, "HEAD TEXT", for the outer process.
+void mk_say_last(const char *head, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
 
 // Forks; the child runs fn(ctx, e), and its error arrives in sh->error.
 int mk_child(struct mk_shared *sh, int (*fn)(void *ctx, struct err *e),

@@ -41,9 +41,10 @@ struct job {
 static int not_a_tar(const struct mk_opts *o, struct archive *a, struct err *e)
 {
 	return err_set(e, -EBADMSG,
-		       "'%s' is not a readable tar archive (plain, gzip, "
+		       "'%s' is not a readable %star archive (plain, gzip, "
 		       "bzip2, xz or zstd): %s",
-		       o->source, archive_error_string(a));
+		       o->source, o->context ? "zip or " : "",
+		       archive_error_string(a));
 }
 
 static struct archive *open_in(const struct mk_opts *o,
@@ -54,6 +55,8 @@ static struct archive *open_in(const struct mk_opts *o,
 	if (!a)
 		return NULL;
 	archive_read_support_format_tar(a);
+	if (o->context)
+		archive_read_support_format_zip(a);
 	archive_read_support_filter_gzip(a);
 	archive_read_support_filter_bzip2(a);
 	archive_read_support_filter_xz(a);
@@ -65,17 +68,17 @@ static struct archive *open_in(const struct mk_opts *o,
 	return NULL;
 }
 
-static struct archive *open_out(void)
+static struct archive *open_out(const struct mk_opts *o)
 {
+	const int own = ARCHIVE_EXTRACT_OWNER | ARCHIVE_EXTRACT_PERM |
+			ARCHIVE_EXTRACT_ACL | ARCHIVE_EXTRACT_XATTR;
 	struct archive *a = archive_write_disk_new();
 
 	// Not EXTRACT_UNLINK: it would replace a link that leads through a name
 	// by a directory, and make another tree than the archive says.
 	if (a)
 		archive_write_disk_set_options(
-		    a, ARCHIVE_EXTRACT_OWNER | ARCHIVE_EXTRACT_PERM |
-			   ARCHIVE_EXTRACT_TIME | ARCHIVE_EXTRACT_ACL |
-			   ARCHIVE_EXTRACT_XATTR |
+		    a, (o->context ? 0 : own) | ARCHIVE_EXTRACT_TIME |
 			   ARCHIVE_EXTRACT_SECURE_SYMLINKS |
 			   ARCHIVE_EXTRACT_SECURE_NODOTDOT |
 			   ARCHIVE_EXTRACT_SECURE_NOABSOLUTEPATHS);
@@ -209,7 +212,8 @@ static int copy_data(struct job *j, const char *name, struct err *e)
 		rc = archive_read_data_block(j->in, &buf, &n, &off);
 		if (rc == ARCHIVE_EOF)
 			return 0;
-		if (rc != ARCHIVE_OK && rc != ARCHIVE_WARN)
+		// A warning: a zip's checksum, for one, is wrong.
+		if (rc != ARCHIVE_OK && (rc != ARCHIVE_WARN || j->o->context))
 			return err_set(e, -EBADMSG,
 				       "the archive is damaged at '%.100s': %s",
 				       name, archive_error_string(j->in));
@@ -222,6 +226,39 @@ static int copy_data(struct job *j, const char *name, struct err *e)
 				       archive_error_string(j->out));
 		tell(j);
 	}
+}
+
+// A symbolic link of a build's context: one that climbs above the context's root
+// serves nothing but to name what is not in it. An absolute one is a name in
+// the image to be.
+static int check_symlink(const char *name, const char *to, struct err *e)
+{
+	int depth = 0;
+	size_t n;
+
+	if (!to || !*to || strlen(to) > NAME_MAX_BYTES)
+		return err_set(e, -EINVAL,
+			       "the archive has a symbolic link to nothing, "
+			       "'%.100s'",
+			       name);
+	if (*to == '/')
+		return 0;
+	for (const char *p = name; (p = strchr(p, '/')); p += strspn(p, "/"))
+		depth++;
+	for (; *to; to += n, to += strspn(to, "/")) {
+		n = strcspn(to, "/");
+		if (n == 2 && !memcmp(to, "..", 2)) {
+			if (--depth < 0)
+				return err_set(
+				    e, -EINVAL,
+				    "the archive has a symbolic link that "
+				    "leads out of it, '%.100s': refused",
+				    name);
+		} else if (n != 1 || *to != '.') {
+			depth++;
+		}
+	}
+	return 0;
 }
 
 static int check_type(struct job *j, struct archive_entry *en, const char *name,
@@ -237,11 +274,16 @@ static int check_type(struct job *j, struct archive_entry *en, const char *name,
 		archive_entry_set_hardlink(en, link);
 		return 0;
 	}
+	if (j->o->context && archive_entry_filetype(en) == AE_IFLNK)
+		return check_symlink(name, archive_entry_symlink(en), e);
 	switch (archive_entry_filetype(en)) {
 	case AE_IFREG:
 	case AE_IFDIR:
 	case AE_IFLNK:
-	case AE_IFIFO:
+		return 0;
+	case AE_IFIFO: // who reads a context would wait for a writer
+		*skip = j->o->context;
+		j->sh->devices += j->o->context;
 		return 0;
 	case AE_IFCHR:
 	case AE_IFBLK:
@@ -282,7 +324,10 @@ static int one_entry(struct job *j, struct archive_entry *en, struct err *e)
 	if (archive_entry_filetype(en) != AE_IFREG)
 		j->sh->bytes += 4096;
 	archive_entry_set_pathname(en, name);
-	keep_xattrs(en);
+	if (j->o->context)
+		archive_entry_xattr_clear(en);
+	else
+		keep_xattrs(en);
 	rc = archive_write_header(j->out, en);
 	if (rc == ARCHIVE_WARN)
 		complain(j, j->out, name);
@@ -343,11 +388,11 @@ static int confine(struct job *j, struct err *e)
 	struct rlimit core = {0, 0};
 	struct statvfs fs;
 
-	if (chroot("/work/root") || chdir("/"))
+	if (chroot(j->o->tree) || chdir("/"))
 		return err_sys(e, "entering the tree");
 	if (statvfs("/", &fs))
 		return err_sys(e, "statvfs");
-	// The tree and the image of it lie side by side for a while.
+	// The tree and what is made of it lie side by side for a while.
 	j->cap =
 	    MIN(j->o->max_bytes, (uint64_t)fs.f_bavail * fs.f_frsize / 9 * 4);
 	if (j->o->disk_bytes)
@@ -372,7 +417,7 @@ int mk_extract(const struct mk_opts *o, const struct mk_source *src,
 	j.in = open_in(o, src, e);
 	if (!j.in)
 		return e->code ? e->code : err_set(e, -ENOMEM, "out of memory");
-	j.out = open_out();
+	j.out = open_out(o);
 	rc = j.out ? all_entries(&j, e) : err_set(e, -ENOMEM, "out of memory");
 	if (j.complaints > 5)
 		mk_note("%u more attributes could not be kept",

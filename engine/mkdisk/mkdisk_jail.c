@@ -18,8 +18,8 @@
 static const char *const program_dirs[] = {"usr",   "bin",   "sbin",  "lib",
 					   "lib32", "lib64", "libx32"};
 
-static int bind(const char *from, const char *to, unsigned long flags,
-		struct err *e)
+int mk_jail_bind(const char *from, const char *to, unsigned long flags,
+		 struct err *e)
 {
 	if (mount(from, to, NULL, MS_BIND, NULL) ||
 	    mount(NULL, to, NULL, MS_REMOUNT | MS_BIND | flags, NULL))
@@ -45,7 +45,7 @@ static int program_dir(const char *name, struct err *e)
 	}
 	if (mkdir(name, 0755))
 		return err_sys(e, "making %s in the builder's root", name);
-	return bind(host, name, MS_RDONLY | MS_NODEV | MS_NOSUID, e);
+	return mk_jail_bind(host, name, MS_RDONLY | MS_NODEV | MS_NOSUID, e);
 }
 
 static int swap_root(struct err *e)
@@ -62,12 +62,8 @@ static int swap_root(struct err *e)
 	return 0;
 }
 
-int mk_jail_enter(const char *work, struct err *e)
+int mk_jail_open(const char *work, unsigned long flags, struct err *e)
 {
-	static const int keep[] = {
-	    CAP_CHOWN,	    CAP_DAC_OVERRIDE, CAP_FOWNER,
-	    CAP_FSETID,	    CAP_SETFCAP,      CAP_DAC_READ_SEARCH,
-	    CAP_SYS_CHROOT, CAP_SETPCAP,      -1};
 	char jail[PATH_MAX];
 	int rc;
 
@@ -89,15 +85,34 @@ int mk_jail_enter(const char *work, struct err *e)
 	}
 	if (mkdir("work", 0700))
 		return err_sys(e, "making /work");
-	rc = bind(work, "work", MS_NODEV | MS_NOSUID | MS_NOEXEC, e);
-	if (!rc)
-		rc = swap_root(e);
+	return mk_jail_bind(work, "work", flags, e);
+}
+
+int mk_jail_close(struct err *e)
+{
+	int rc = swap_root(e);
+
 	if (rc)
 		return rc;
 	if (chdir("/") ||
 	    mount(NULL, "/", NULL,
 		  MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV, NULL))
 		return err_sys(e, "closing the builder's root");
+	return 0;
+}
+
+int mk_jail_enter(const char *work, struct err *e)
+{
+	static const int keep[] = {
+	    CAP_CHOWN,	    CAP_DAC_OVERRIDE, CAP_FOWNER,
+	    CAP_FSETID,	    CAP_SETFCAP,      CAP_DAC_READ_SEARCH,
+	    CAP_SYS_CHROOT, CAP_SETPCAP,      -1};
+	int rc = mk_jail_open(work, MS_NODEV | MS_NOSUID | MS_NOEXEC, e);
+
+	if (!rc)
+		rc = mk_jail_close(e);
+	if (rc)
+		return rc;
 	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 	return mk_jail_caps(keep, e);
 }
