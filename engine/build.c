@@ -149,6 +149,7 @@ static void build_free(struct eng_build *b)
 	eng_agent_cancel(b->call);
 	eng_agent_log_close(b->log);
 	build_ask_cancel(b->ask);
+	eng_hook_cancel(b->hook);
 	eng_timer_destroy(b->step);
 	eng_timer_destroy(b->deadline);
 	free_req(&b->req);
@@ -238,6 +239,7 @@ static void enter_clear(struct eng_build *b)
 	eng_agent_cancel(ptr_steal(b->call));
 	eng_agent_log_close(ptr_steal(b->log));
 	build_ask_cancel(ptr_steal(b->ask));
+	eng_hook_cancel(ptr_steal(b->hook));
 	if (b->disk)
 		build_disk_cancel(b->disk);
 	if (b->cell)

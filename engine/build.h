@@ -28,9 +28,17 @@ struct eng_build_req {
 	gid_t peer_gid;
 	const char *const *argv, *const *env; // NULL-terminated
 	const char *user, *cwd;
+	bool all_caps;	     // as eng_app_spec's
 	uint64_t disk_mib;   // 0: what the contents need and half as much again
 	uint16_t ready_port; // frozen once it accepts; 0: after quiet
+	// Quiet will do as well, and so will ready_timeout_s: an application
+	// that has neither a hook nor, perhaps, a port.
+	bool port_optional;
 	uint32_t ready_timeout_s;
+	// Lifecycle hooks, on hook_port; 0 s: it has no such hook. With `ready`
+	// it is frozen once that says 200; a copy must say 200 to `validate`.
+	uint16_t hook_port;
+	uint32_t ready_hook_s, validate_hook_s;
 	// What the copy whose working set is recorded is asked for on
 	// ready_port: a path of printable ASCII without spaces; NULL or "":
 	// nothing.
@@ -49,6 +57,7 @@ struct eng_build_result {
 	struct pgc_id disk; // the file system as made, never booted (cold runs)
 	uint64_t boot_ms;   // VM start to ready
 	uint64_t capture_ms, total_ms;
+	uint64_t disk_dirty_bytes; // written since it was made
 	struct pgc_snap_stats stats;
 };
 

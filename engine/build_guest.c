@@ -5,8 +5,15 @@
 // syncs it, and the cell is captured. No stream is open then. Without an agent
 // the READY doorbell stands for all of that.
 //
-// Ready means: the port accepts; without a port, the application has used no
-// CPU to speak of for 2 s, or 10 s have passed since it was started.
+// Ready means: the ready hook says 200; without one, the port accepts; without a
+// port, the application has used no CPU to speak of for 2 s, or 10 s have passed
+// since it was started. Where the port is only likely (port_optional), quiet for
+// 10 s will do as well, and in the end the timeout.
+//
+// Many a server listens first and goes on starting: it says so, loads what it
+// serves with, starts its workers. What it would do after the freeze every copy did
+// again, in memory of its own (docs/PERFORMANCE.md, "Copies"). So one that is ready
+// is let come to rest first, for 10 s at most: some never do.
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,7 +30,11 @@ enum {
 	FREEZE_MS = 300000,    // syncs the disk
 	QUIET_MS = 2000,
 	QUIET_MAX_MS = 10000,
+	QUIET_LONG_MS = 10000, // where there is a port that may yet come
+	HOOK_RETRY_MS = 250,
 	QUIET_CPU_US_PER_S = 20000, // 2 % of a CPU is rest
+	REST_MS = 300, // of it; what was written meanwhile is heard, too
+	REST_MAX_MS = 10000,
 	START_MAX = 256 * 1024,
 };
 
@@ -39,6 +50,7 @@ const char eng_guest_cmdline[] =
     "i8042.noaux i8042.nokbd";
 
 static void probe(struct eng_build *b);
+static void come_to_rest(struct eng_build *b);
 static void start_app(struct eng_build *b);
 
 static uint64_t ms_since(uint64_t t)
@@ -64,8 +76,9 @@ static void captured(void *ctx, int rc, const char *why,
 {
 	struct eng_build *b = ctx;
 
-	(void)st;
 	b->have_image = rc == 0;
+	if (st)
+		b->res.disk_dirty_bytes = st->dirty_disk_pages * PGC_PAGE;
 	if (rc) // also after a cancel: build_fail() knows
 		build_fail(b, rc, "taking the snapshot: %s", why);
 	else
@@ -114,18 +127,18 @@ static void freeze(struct eng_build *b)
 	build_agent(b, &w, FREEZE_MS, frozen);
 }
 
-static void ready(struct eng_build *b)
+static void ready(struct eng_build *b, const char *how)
 {
 	b->res.boot_ms = ms_since(b->t_boot);
 	eng_timer_stop(b->deadline);
 	b->is_ready = true;
-	if (!build_progress(b, "ready", 100, "ready after %llu ms",
+	if (!build_progress(b, "ready", 100, "%s: ready after %llu ms", how,
 			    (unsigned long long)b->res.boot_ms))
 		return;
 	if (b->req.kernel)
 		capture(b);
-	else // its output so far comes by another stream
-		eng_timer_set(b->step, LAST_WORDS_MS);
+	else
+		come_to_rest(b);
 }
 
 // --- readiness -----------------------------------------------------------
@@ -135,32 +148,85 @@ static void app_ended(struct eng_build *b, uint32_t code)
 	char what[120];
 
 	snprintf(what, sizeof(what),
-		 "the application ended with code %u before it was ready",
-		 code);
+		 "the application ended with code %u %s it was ready", code,
+		 b->is_ready ? "once" : "before");
 	fail_with_output(b, -ECHILD, what);
 }
 
-static bool is_quiet(struct eng_build *b, const struct eng_probe *p)
+// For how long it has used no CPU to speak of.
+static uint64_t quiet_ms(struct eng_build *b, const struct eng_probe *p)
 {
 	uint64_t now = util_now_ns(), ms, used;
 
-	if (ms_since(b->t_app) >= QUIET_MAX_MS)
-		return true;
 	ms = (now - b->quiet_since_ns) / 1000000;
 	used = p->app_cpu_us - b->quiet_cpu_us;
 	if (p->app_cpu_us < b->quiet_cpu_us ||
 	    used > ms * QUIET_CPU_US_PER_S / 1000 + 1000) {
 		b->quiet_since_ns = now;
 		b->quiet_cpu_us = p->app_cpu_us;
-		return false;
+		return 0;
 	}
-	return ms >= QUIET_MS;
+	return ms;
+}
+
+static bool is_quiet(const struct eng_build *b, uint64_t quiet)
+{
+	if (b->req.ready_port)
+		return quiet >= QUIET_LONG_MS;
+	return ms_since(b->t_app) >= QUIET_MAX_MS || quiet >= QUIET_MS;
+}
+
+static void come_to_rest(struct eng_build *b)
+{
+	b->t_ready = util_now_ns();
+	eng_timer_set(b->step, REST_MS);
+}
+
+static void rest(struct eng_build *b, uint64_t quiet)
+{
+	if (quiet >= REST_MS || ms_since(b->t_ready) >= REST_MAX_MS)
+		freeze(b);
+	else
+		eng_timer_set(b->step, PROBE_MS);
+}
+
+static void hook_said(struct eng_build *b, bool yes)
+{
+	if (yes)
+		ready(b, "the ready hook said so");
+	else
+		eng_timer_set(b->step, HOOK_RETRY_MS);
+}
+
+// The application runs: is it ready?
+static void judge(struct eng_build *b, const struct eng_probe *p,
+		  uint64_t quiet)
+{
+	uint64_t by = b->t_app + b->req.ready_hook_s * 1000000000ull;
+	char text[80];
+
+	if (b->req.ready_hook_s) {
+		build_hook_ask(b, BUILD_HOOK_READY, by, hook_said);
+		return;
+	}
+	snprintf(text, sizeof(text), "port %u accepts", b->req.ready_port);
+	if (b->req.ready_port && p->listening) {
+		ready(b, text);
+	} else if ((!b->req.ready_port || b->req.port_optional) &&
+		   is_quiet(b, quiet)) {
+		b->by_quiet = true;
+		ready(b, "it is quiet");
+	} else {
+		eng_timer_set(b->step,
+			      b->req.ready_port ? PROBE_MS : QUIET_PROBE_MS);
+	}
 }
 
 static void probed(void *ctx, const struct eng_agent_answer *a)
 {
 	struct eng_build *b = ctx;
 	struct eng_probe p;
+	uint64_t quiet;
 	const char *why;
 	int rc = eng_agent_probed(a, &p, &why);
 
@@ -180,11 +246,11 @@ static void probed(void *ctx, const struct eng_agent_answer *a)
 		eng_timer_set(b->step, LAST_WORDS_MS);
 		return;
 	}
-	if (b->req.ready_port ? p.listening : is_quiet(b, &p))
-		ready(b);
+	quiet = quiet_ms(b, &p);
+	if (b->is_ready)
+		rest(b, quiet);
 	else
-		eng_timer_set(b->step,
-			      b->req.ready_port ? PROBE_MS : QUIET_PROBE_MS);
+		judge(b, &p, quiet);
 }
 
 static void probe(struct eng_build *b)
@@ -223,7 +289,7 @@ static void follow_log(struct eng_build *b)
 
 static void started(void *ctx, const struct eng_agent_answer *a)
 {
-	char text[40] = "waiting until it is quiet";
+	char text[80] = "waiting until it is quiet";
 	struct eng_build *b = ctx;
 
 	b->call = NULL;
@@ -240,10 +306,16 @@ static void started(void *ctx, const struct eng_agent_answer *a)
 	b->stage = BUILD_READY;
 	b->t_app = b->quiet_since_ns = util_now_ns();
 	b->step_deadline_ns = 0;
-	eng_timer_set(b->deadline, (uint64_t)b->req.ready_timeout_s * 1000);
-	if (b->req.ready_port)
-		snprintf(text, sizeof(text), "waiting for port %u",
-			 b->req.ready_port);
+	eng_timer_set(b->deadline,
+		      1000ull * (b->req.ready_hook_s ? b->req.ready_hook_s
+						     : b->req.ready_timeout_s));
+	if (b->req.ready_hook_s)
+		snprintf(text, sizeof(text), "asking the ready hook on port %u",
+			 b->req.hook_port);
+	else if (b->req.ready_port)
+		snprintf(text, sizeof(text), "waiting for port %u%s",
+			 b->req.ready_port,
+			 b->req.port_optional ? ", or until it is quiet" : "");
 	if (!build_progress(b, "ready", -1, "%s", text))
 		return;
 	follow_log(b);
@@ -258,7 +330,8 @@ static void start_app(struct eng_build *b)
 				   .env = b->req.env,
 				   .user = b->req.user,
 				   .cwd = b->req.cwd,
-				   .hostname = b->req.name};
+				   .hostname = b->req.name,
+				   .all_caps = b->req.all_caps};
 
 	if (!buf) {
 		build_fail(b, -ENOMEM, "out of memory");
@@ -270,12 +343,10 @@ static void start_app(struct eng_build *b)
 
 void build_guest_step(struct eng_build *b)
 {
-	if (b->call)
+	if (b->call || b->hook)
 		return;
 	if (b->stage == BUILD_BOOT)
 		start_app(b);
-	else if (b->stage == BUILD_READY && b->is_ready)
-		freeze(b);
 	else if (b->stage == BUILD_READY)
 		probe(b);
 }
@@ -292,6 +363,16 @@ void build_guest_late(struct eng_build *b)
 {
 	char what[160];
 
+	if (b->stage == BUILD_READY && b->req.ready_hook_s) {
+		build_hook_late(b, BUILD_HOOK_READY);
+		return;
+	}
+	if (b->stage == BUILD_READY && b->req.port_optional) {
+		eng_agent_cancel(ptr_steal(b->call));
+		b->by_quiet = true;
+		ready(b, "neither listening nor quiet, it is taken as it is");
+		return;
+	}
 	if (b->stage == BUILD_BOOT)
 		snprintf(what, sizeof(what),
 			 "the guest's %s did not come up within %u s",
@@ -319,7 +400,7 @@ static void on_doorbell(void *ctx)
 	struct eng_build *b = ctx;
 
 	if (b->stage == BUILD_BOOT && b->req.kernel)
-		ready(b);
+		ready(b, "the guest said so");
 }
 
 static void on_console(void *ctx, const void *p, size_t n)
@@ -341,6 +422,7 @@ static void on_gone(void *ctx, enum eng_end why, const char *detail)
 	b->cell = NULL;
 	eng_agent_cancel(ptr_steal(b->call));
 	eng_agent_log_close(ptr_steal(b->log));
+	eng_hook_cancel(ptr_steal(b->hook));
 	if (b->stage == BUILD_CLEAR) {
 		build_settle(b);
 	} else if (b->stage == BUILD_CAPTURE && b->have_image) {

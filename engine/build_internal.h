@@ -4,6 +4,7 @@
 
 #include "agent.h"
 #include "build.h"
+#include "hook.h"
 
 // --- the disk stage (build_disk.c) ---------------------------------------
 
@@ -62,6 +63,8 @@ void build_ask_cancel(struct build_ask *q); // without done(); NULL is fine
 
 // --- the pipeline (build.c, build_guest.c, build_record.c) ---------------
 
+enum build_hook { BUILD_HOOK_READY, BUILD_HOOK_VALIDATE };
+
 enum build_stage {
 	BUILD_DISK,    // thaw-mkdisk and the store; `disk` is set
 	BUILD_BOOT,    // the kernel comes up, the agent is asked to start
@@ -91,7 +94,12 @@ struct eng_build {
 	struct eng_agent_call *call;
 	struct eng_agent_log *log;
 	struct build_ask *ask;
-	bool job; // a worker has `workset`, `res` and `job_err`
+	struct eng_hook *hook;
+	enum build_hook asked_hook;
+	uint64_t hook_by_ns;
+	void (*hook_done)(struct eng_build *b, bool yes);
+	bool by_quiet; // it was ready without its port
+	bool job;      // a worker has `workset`, `res` and `job_err`
 	struct err job_err;
 	struct eng_timer *step;	    // the next try
 	struct eng_timer *deadline; // of the stage
@@ -101,10 +109,10 @@ struct eng_build {
 	bool have_disk, have_image; // published by this build
 	struct build_tail tail;
 
-	uint64_t t0, t_boot, t_app, t_capture;
+	uint64_t t0, t_boot, t_app, t_ready, t_capture;
 	uint64_t quiet_since_ns, quiet_cpu_us;
 
-	bool is_ready;		// BUILD_READY: only the last output is awaited
+	bool is_ready;		// BUILD_READY: only its rest is awaited
 	bool greeted, recorded; // BUILD_RECORD
 	unsigned watches;	// so often it was looked at, alone,
 	size_t watched;		// and it had needed so many pages
@@ -128,6 +136,14 @@ void build_agent(struct eng_build *b, struct wire_writer *w,
 // Something of BUILD_CLEAR ended: call done() if it was the last.
 void build_settle(struct eng_build *b);
 const char *build_end_text(enum eng_end why);
+
+// --- the hooks of a build (build_hook.c) -----------------------------------
+
+// Asks once, until `by_ns` (CLOCK_MONOTONIC): done(b, true) after 200, and
+// done(b, false) when it is to be asked again in a while; else the build fails.
+void build_hook_ask(struct eng_build *b, enum build_hook which, uint64_t by_ns,
+		    void (*done)(struct eng_build *b, bool yes));
+void build_hook_late(struct eng_build *b, enum build_hook which);
 
 void build_boot_enter(struct eng_build *b);
 void build_record_enter(struct eng_build *b);

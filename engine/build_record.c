@@ -12,6 +12,7 @@
 enum {
 	RETRY_MS = 20,
 	PROBE_MS = 50,
+	HOOK_RETRY_MS = 250,
 	CALL_MS = 60000,
 	RECORD_S = 120,
 	// How long a guest without an agent is watched: at least this, and as
@@ -126,6 +127,20 @@ static void request(struct eng_build *b)
 	build_agent(b, &w, CALL_MS, connected);
 }
 
+static void validated(struct eng_build *b, bool yes)
+{
+	if (yes)
+		enough(b);
+	else
+		eng_timer_set(b->step, HOOK_RETRY_MS);
+}
+
+// Does a copy have to listen on the port? The image did when it was frozen.
+static bool must_listen(const struct eng_build *b)
+{
+	return !b->req.ready_hook_s && !b->by_quiet;
+}
+
 static void asked(void *ctx, const struct eng_agent_answer *a)
 {
 	struct eng_build *b = ctx;
@@ -143,9 +158,12 @@ static void asked(void *ctx, const struct eng_agent_answer *a)
 			   "in a thawed copy the application ended with code "
 			   "%u at once",
 			   p.app_exit);
-	else if (b->req.ready_port && !p.listening)
+	else if (b->req.validate_hook_s)
+		build_hook_ask(b, BUILD_HOOK_VALIDATE, b->step_deadline_ns,
+			       validated);
+	else if (b->req.ready_port && !p.listening && must_listen(b))
 		eng_timer_set(b->step, PROBE_MS);
-	else if (b->req.ready_port && b->req.record_path &&
+	else if (b->req.ready_port && p.listening && b->req.record_path &&
 		 b->req.record_path[0])
 		request(b);
 	else
@@ -176,6 +194,13 @@ static void greeted(void *ctx, const struct eng_agent_answer *a)
 		return;
 	}
 	b->greeted = true;
+	b->step_deadline_ns =
+	    util_now_ns() + b->req.validate_hook_s * 1000000000ull;
+	if (b->req.validate_hook_s &&
+	    !build_progress(b, "record", -1,
+			    "asking a copy's validate hook on port %u",
+			    b->req.hook_port))
+		return;
 	ask(b);
 }
 
@@ -204,7 +229,7 @@ static void watch_alone(struct eng_build *b)
 
 void build_record_step(struct eng_build *b)
 {
-	if (b->call || b->ask || b->recorded)
+	if (b->call || b->ask || b->hook || b->recorded)
 		return;
 	if (b->req.kernel)
 		watch_alone(b);
@@ -252,6 +277,7 @@ static void on_gone(void *ctx, enum eng_end why, const char *detail)
 	b->cell = NULL;
 	eng_agent_cancel(ptr_steal(b->call));
 	build_ask_cancel(ptr_steal(b->ask));
+	eng_hook_cancel(ptr_steal(b->hook));
 	if (b->stage == BUILD_CLEAR)
 		build_settle(b);
 	else if (b->recorded || (b->req.kernel && why == ENG_END_POWEROFF))
@@ -278,7 +304,8 @@ void build_record_enter(struct eng_build *b)
 	b->stage = BUILD_RECORD;
 	if (!build_progress(b, "record", -1, "thawing a copy"))
 		return;
-	eng_timer_set(b->deadline, 1000ull * RECORD_S);
+	eng_timer_set(b->deadline,
+		      1000ull * (RECORD_S + b->req.validate_hook_s));
 	rc = eng_cell_thaw(b->env->cells, &req, &ev, b, &b->cell, &e);
 	if (rc)
 		build_fail(b, rc, "thawing a copy: %s", e.msg);

@@ -23,22 +23,30 @@
 
 // --- the fake ------------------------------------------------------------
 
-enum { FAKE_PAGES = 64 };
+enum { FAKE_PAGES = 64, HOOKS = 9000 };
 
 static struct fake {
 	// The script.
 	unsigned deaf; // connections that end before the agent listens
 	bool die_at_boot;
+	uint32_t start_flags;
 	int start_errno, freeze_errno, capture_errno;
-	unsigned closed; // probes before the port listens
-	bool app_ends;	 // with code 3, after it wrote something
-	unsigned busy;	 // probes at which the application used CPU
+	unsigned closed;  // probes before the port listens
+	bool app_ends;	  // with code 3, after it wrote something,
+	unsigned ends_at; // or at so many probes
+	unsigned busy;	  // probes at which the application used CPU
 	bool copy_dies, copy_app_ends;
 	int connect_errno; // of a stream to the copy's port
 	bool stays_open;   // the copy's server keeps the stream
 	bool dies_asked;
+	// The application's hooks on HOOKS: so often they say 503, then this. 0:
+	// nothing, and the stream stays open.
+	unsigned unready;
+	int ready_says, validate_says;
 	// What happened.
-	unsigned connects, probes, boots, thaws, captures, kills, alive;
+	unsigned readies, validates;
+	unsigned connects, probes, probes_at_freeze, boots, thaws, captures,
+	    kills, alive;
 	bool froze, thawed, log_open_at_freeze;
 	uint32_t freeze_flags;
 	char asked[600]; // the request to the copy
@@ -250,7 +258,8 @@ static void answer_probe(int fd)
 	uint8_t buf[64];
 	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
 	unsigned n = fake.probes++;
-	bool ended = fake.app_ends || (fake.thawed && fake.copy_app_ends);
+	bool ended = fake.app_ends || (fake.ends_at && n >= fake.ends_at) ||
+		     (fake.thawed && fake.copy_app_ends);
 
 	wire_put_u8(&w, n >= fake.closed);
 	wire_put_u8(&w, !ended);
@@ -301,6 +310,38 @@ static void serve(int fd, unsigned port)
 	pthread_mutex_lock(&fake.lock);
 }
 
+// The application's server of hooks.
+static void serve_hook(int fd)
+{
+	bool ready = !fake.froze;
+	unsigned n = ready ? fake.readies++ : fake.validates++;
+	int says = ready ? fake.ready_says : fake.validate_says;
+	char buf[600], want[100];
+	ssize_t len;
+
+	cr_assert(ready || fake.thawed, "the frozen guest was asked");
+	ok_or(fd, 0);
+	len = read(fd, buf, sizeof(buf) - 1);
+	if (len <= 0)
+		return; // its time was up before it could ask
+	buf[len] = '\0';
+	snprintf(want, sizeof(want),
+		 "POST /aws/lambda-microvms/runtime/v1/%s HTTP/1.1\r\n",
+		 ready ? "ready" : "validate");
+	cr_assert_eq(strncmp(buf, want, strlen(want)), 0, "%s", buf);
+	if (n < fake.unready)
+		says = 503;
+	snprintf(buf, sizeof(buf), "HTTP/1.1 %d X\r\n\r\n", says);
+	if (says) {
+		util_write_all(fd, buf, strlen(buf));
+		return;
+	}
+	pthread_mutex_unlock(&fake.lock);
+	while (read(fd, &n, 1) > 0)
+		;
+	pthread_mutex_lock(&fake.lock);
+}
+
 static void *agent(void *arg)
 {
 	int fd = (int)(intptr_t)arg;
@@ -320,9 +361,10 @@ static void *agent(void *arg)
 		goto out;
 	pthread_mutex_lock(&fake.lock);
 	if (type == AGENT_START) {
-		// argv: count, length of the first, the first
-		snprintf(fake.argv0, sizeof(fake.argv0), "%.*s", (int)body[4],
-			 body + 8);
+		// flags; argv: count, length of the first, the first
+		memcpy(&fake.start_flags, body, 4);
+		snprintf(fake.argv0, sizeof(fake.argv0), "%.*s", (int)body[8],
+			 body + 12);
 		ok_or(fd, fake.start_errno);
 	} else if (type == AGENT_PROBE) {
 		answer_probe(fd);
@@ -332,11 +374,14 @@ static void *agent(void *arg)
 		pthread_mutex_lock(&fake.lock);
 		fake.log_open_at_freeze = fake.logs_open > 0;
 		fake.froze = true;
+		fake.probes_at_freeze = fake.probes;
 		memcpy(&fake.freeze_flags, body, 4);
 		ok_or(fd, fake.freeze_errno);
 	} else if (type == AGENT_THAW) {
 		fake.thawed = true;
 		ok_or(fd, 0);
+	} else if (type == AGENT_CONNECT && body[0] + 256 * body[1] == HOOKS) {
+		serve_hook(fd);
 	} else if (type == AGENT_CONNECT) {
 		serve(fd, body[0] + 256u * body[1]);
 	} else if (type == AGENT_LOG) {
@@ -380,6 +425,7 @@ static struct outcome {
 	int rc;
 	char why[ERR_MSG_MAX];
 	struct eng_build_result res;
+	char texts[4000];
 	char stages[400];
 	char log[4096];
 } got;
@@ -445,7 +491,10 @@ static void on_progress(void *ctx, const char *stage, int percent,
 	size_t n = strlen(got.stages);
 
 	(void)ctx;
-	(void)text;
+	if (strlen(got.texts) + strlen(text) + 2 < sizeof(got.texts)) {
+		strcat(got.texts, text);
+		strcat(got.texts, "\n");
+	}
 	cr_assert(percent >= -1 && percent <= 100);
 	if (n < strlen(stage) || strcmp(got.stages + n - strlen(stage), stage))
 		snprintf(got.stages + n, sizeof(got.stages) - n, "%s%s",
@@ -561,6 +610,7 @@ Test(build, makes_an_image)
 	size_t len;
 
 	fake.closed = 2;
+	req.all_caps = true;
 	run(&req);
 	cr_assert_eq(got.rc, 0, "%s", got.why);
 	cr_assert_str_eq(got.stages,
@@ -569,6 +619,7 @@ Test(build, makes_an_image)
 	cr_assert(!fake.log_open_at_freeze, "a stream was open at the freeze");
 	cr_assert_geq(fake.probes, 4); // 3 until it listened, 1 in the copy
 	cr_assert_str_eq(fake.argv0, "/bin/app");
+	cr_assert_eq(fake.start_flags, AGENT_START_ALL_CAPS);
 	cr_assert_str_eq(fake.cmdline, eng_guest_cmdline);
 	cr_assert_str_eq(fake.kernel, "/k");
 	cr_assert(fake.had_disk && got.res.has_disk);
@@ -673,6 +724,25 @@ Test(build, without_a_port_it_waits_for_quiet)
 	cr_assert_geq(util_now_ns() - t, 2500000000u);
 }
 
+Test(build, what_listens_and_goes_on_starting_is_let_come_to_rest)
+{
+	struct eng_build_req req = request();
+	unsigned before;
+
+	fake.busy = 6;
+	run(&req);
+	cr_assert_eq(got.rc, 0, "%s", got.why);
+	cr_assert_gt(fake.probes_at_freeze, fake.busy);
+	fake.busy = UINT32_MAX; // it never rests: that has an end, too
+	fake.froze = false;
+	before = fake.probes;
+	run(&req);
+	cr_assert_eq(got.rc, 0, "%s", got.why);
+	cr_assert(fake.froze);
+	cr_assert_geq(fake.probes_at_freeze - before, 4u,
+		      "it was not waited for");
+}
+
 Test(build, an_agentless_kernel)
 {
 	struct eng_build_req req = request();
@@ -689,6 +759,122 @@ Test(build, an_agentless_kernel)
 	cr_assert(!got.res.has_disk && !fake.had_disk);
 	cr_assert_eq(fake.connects, 0);
 	cr_assert_eq(snapshots(), 1);
+}
+
+Test(build, an_optional_port_may_accept)
+{
+	struct eng_build_req req = request();
+
+	req.port_optional = true;
+	run(&req);
+	cr_assert_eq(got.rc, 0, "%s", got.why);
+	cr_assert_eq(fake.asks, 1);
+	cr_assert(strstr(got.texts, "port 8080 accepts"), "%s", got.texts);
+}
+
+Test(build, or_quiet_stands_for_it)
+{
+	struct eng_build_req req = request();
+	uint64_t t = util_now_ns();
+
+	req.port_optional = true;
+	req.ready_timeout_s = 60;
+	fake.closed = 1000000;
+	run(&req);
+	cr_assert_eq(got.rc, 0, "%s", got.why);
+	cr_assert_geq(util_now_ns() - t, 10000000000u);
+	cr_assert_eq(fake.asks, 0, "a port that is closed was asked");
+	cr_assert(strstr(got.texts, "it is quiet"), "%s", got.texts);
+}
+
+Test(build, or_the_end_of_the_time)
+{
+	struct eng_build_req req = request();
+
+	req.port_optional = true;
+	req.ready_timeout_s = 1;
+	fake.closed = 1000000;
+	run(&req);
+	cr_assert_eq(got.rc, 0, "%s", got.why);
+	cr_assert_eq(fake.asks, 0);
+	cr_assert(strstr(got.texts, "taken as it is"), "%s", got.texts);
+}
+
+static struct eng_build_req hooked(void)
+{
+	struct eng_build_req req = request();
+
+	req.port_optional = true;
+	req.hook_port = HOOKS;
+	req.ready_hook_s = req.validate_hook_s = 10;
+	fake.ready_says = fake.validate_says = 200;
+	return req;
+}
+
+Test(build, hooks_are_asked_until_they_agree)
+{
+	struct eng_build_req req = hooked();
+
+	fake.unready = 2;
+	fake.closed = 1000000; // the port does not matter then
+	run(&req);
+	cr_assert_eq(got.rc, 0, "%s", got.why);
+	cr_assert_eq(fake.readies, 3);
+	cr_assert_eq(fake.validates, 3);
+	cr_assert_eq(fake.asks, 0, "beside its hook, a copy was asked");
+	cr_assert(strstr(got.texts, "the ready hook said so"), "%s", got.texts);
+}
+
+static void hook_fails(struct eng_build_req req, int rc, const char *part)
+{
+	run(&req);
+	cr_assert_eq(got.rc, rc, "%s: %d, %s", part, got.rc, got.why);
+	cr_assert(strstr(got.why, part), "%s: %s", part, got.why);
+	nothing_left(part);
+}
+
+Test(build, hooks_that_refuse_or_never_agree_end_it)
+{
+	struct eng_build_req req = hooked();
+
+	fake.ready_says = 404;
+	hook_fails(req, -ECHILD, "Ready hook returned HTTP status 404. ");
+	cr_assert(!fake.froze, "it was frozen all the same");
+	hooked();
+	fake.validate_says = 500;
+	hook_fails(req, -ECHILD, "Validate hook returned HTTP status 500. ");
+	fake.froze = fake.thawed = false;
+	hooked();
+	req.ready_hook_s = 1;
+	fake.unready = 1000000;
+	hook_fails(req, -ETIMEDOUT,
+		   "Ready hook invocation timed out after PT1S");
+	hooked();
+	req = hooked();
+	fake.unready = 0;
+	fake.ready_says = 0;
+	req.ready_hook_s = 2;
+	hook_fails(req, -ETIMEDOUT,
+		   "Ready hook invocation timed out after PT2S");
+	for (int silent = 0; silent < 2; silent++) {
+		fake.froze = fake.thawed = false;
+		req = hooked();
+		fake.validate_says = silent ? 0 : 503;
+		req.validate_hook_s = 1;
+		hook_fails(req, -ETIMEDOUT,
+			   "Validate hook invocation timed out after PT1S");
+	}
+}
+
+Test(build, cancelled_while_a_hook_is_asked)
+{
+	struct eng_build_req req = hooked();
+
+	fake.ready_says = 0;
+	cancel_at = "ready";
+	run(&req);
+	cr_assert_eq(got.rc, -ECANCELED, "%d %s", got.rc, got.why);
+	nothing_left("cancelled");
 }
 
 // One failure a row: how the script is set, the code, a part of the sentence.
@@ -722,6 +908,11 @@ static void set_ends(void)
 {
 	fake.app_ends = true;
 }
+static void set_ends_at_last(void) // it listened, and never rested
+{
+	fake.busy = UINT32_MAX;
+	fake.ends_at = 3;
+}
 static void set_freeze(void)
 {
 	fake.freeze_errno = EIO;
@@ -750,6 +941,9 @@ Test(build, every_failure_says_why_and_leaves_nothing)
 	fails("start", set_start, -ENOENT, "it would not");
 	fails("closed", set_closed, -ETIMEDOUT,
 	      "nothing listened on port 8080 within 1 s");
+	fails("ends while it starts", set_ends_at_last, -ECHILD,
+	      "ended with code 3 once it was ready; its last output: booted "
+	      "| cannot bind");
 	fails("ends", set_ends, -ECHILD,
 	      "ended with code 3 before it was ready; its last output: booted "
 	      "| cannot bind");
