@@ -191,8 +191,8 @@ THAW_PACKAGES=(
 	build-essential cmake ninja-build pkg-config git libevent-dev
 	liburing-dev libxxhash-dev liblz4-dev libjansson-dev libsqlite3-dev
 	libarchive-dev libcap-ng-dev libseccomp-dev libssl-dev libcriterion-dev
-	libnghttp2-dev openssl python3-websockets
-	python3-h2
+	libnghttp2-dev libcurl4-openssl-dev openssl python3-websockets
+	python3-h2 buildah slirp4netns
 	clang clang-tidy clang-format libclang-rt-14-dev musl-tools shellcheck
 	qemu-system-x86 busybox-static cpio kmod lz4 xz-utils zstd
 	mmdebstrap e2fsprogs acpica-tools uidmap
