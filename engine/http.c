@@ -1,4 +1,5 @@
-// The server side of HTTP: listener, credentials, parsing, plain answers.
+// The server of the Unix socket: listener, credentials; and for both servers the
+// parsing of targets, and plain answers.
 //
 // evhttp does the framing. What it leaves open is closed here: its limits are
 // all set; the peer's user is checked against the socket's rule; the path is
@@ -220,7 +221,7 @@ static bool parse_query(struct http_req *r, char *query)
 	return true;
 }
 
-static bool parse_uri(struct http_req *r, const char *uri)
+bool http_parse_target(struct http_req *r, const char *uri)
 {
 	char *query;
 
@@ -254,12 +255,12 @@ static enum http_method method_of(struct evhttp_request *ev)
 	}
 }
 
-static void request_id(char out[37])
+void http_request_id(char out[HTTP_ID])
 {
 	uint8_t b[16];
 
 	util_random(b, sizeof(b));
-	snprintf(out, 37,
+	snprintf(out, HTTP_ID,
 		 "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-"
 		 "%02x%02x%02x%02x%02x%02x",
 		 b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9],
@@ -284,7 +285,7 @@ static struct http_req *request_of(struct http_server *s,
 	r->body = r->body_len ? (const void *)evbuffer_pullup(in, -1) : "";
 	if (up && strlen(up) < sizeof(r->upgrade))
 		strcpy(r->upgrade, up);
-	request_id(r->id);
+	http_request_id(r->id);
 	return r;
 }
 
@@ -319,11 +320,9 @@ static void on_request(struct evhttp_request *ev, void *ctx)
 		http_error(r, 403, "AccessDeniedException", 0, NULL,
 			   "this user may not use the socket; thawd's user, "
 			   "root and members of --socket-group may");
-	else if (!parse_uri(r, evhttp_request_get_uri(ev)))
+	else if (!http_parse_target(r, evhttp_request_get_uri(ev)))
 		http_error(r, 400, "ValidationException", 0, NULL,
-			   "the request path or query is malformed: broken "
-			   "percent-encoding, control characters, or too many "
-			   "parts");
+			   HTTP_BAD_TARGET);
 	else
 		s->cfg.handle(s->cfg.ctx, r);
 	eng_turn_end(s->loop);
@@ -447,6 +446,17 @@ void http_server_destroy(struct http_server *s)
 
 // --- answers ----------------------------------------------------------------
 
+const char *http_method_name(enum http_method m)
+{
+	static const char *const names[] = {[HTTP_GET] = "GET",
+					    [HTTP_POST] = "POST",
+					    [HTTP_PUT] = "PUT",
+					    [HTTP_PATCH] = "PATCH",
+					    [HTTP_DELETE] = "DELETE"};
+
+	return names[m];
+}
+
 const char *http_query(const struct http_req *r, const char *k)
 {
 	for (unsigned i = 0; i < r->nquery; i++) {
@@ -477,12 +487,24 @@ const char *http_reason(int status)
 		return "Method Not Allowed";
 	case 409:
 		return "Conflict";
+	case 413:
+		return "Content Too Large";
+	case 417:
+		return "Expectation Failed";
 	case 429:
 		return "Too Many Requests";
+	case 431:
+		return "Request Header Fields Too Large";
+	case 501:
+		return "Not Implemented";
 	case 502:
 		return "Bad Gateway";
+	case 503:
+		return "Service Unavailable";
 	case 504:
 		return "Gateway Timeout";
+	case 505:
+		return "HTTP Version Not Supported";
 	default:
 		return "Internal Server Error";
 	}
@@ -497,6 +519,35 @@ char *http_json_text(json_t *j)
 	return t;
 }
 
+static void answer_evhttp(struct http_req *r, const struct http_answer *an)
+{
+	struct evkeyvalq *h = evhttp_request_get_output_headers(r->ev);
+	struct evbuffer *out = evhttp_request_get_output_buffer(r->ev);
+	char n[16];
+
+	evhttp_add_header(h, "x-amzn-RequestId", r->id);
+	if (an->type)
+		evhttp_add_header(h, "x-amzn-ErrorType", an->type);
+	if (an->retry_after_s) {
+		snprintf(n, sizeof(n), "%u", an->retry_after_s);
+		evhttp_add_header(h, "Retry-After", n);
+	}
+	if (an->json) {
+		evhttp_add_header(h, "Content-Type", "application/json");
+		evbuffer_add(out, an->json, strlen(an->json));
+	}
+	evhttp_send_reply(r->ev, an->status, http_reason(an->status), NULL);
+}
+
+static void answer(struct http_req *r, const struct http_answer *an)
+{
+	if (r->ev)
+		answer_evhttp(r, an);
+	else if (r->conn)
+		http_conn_answer(r, an);
+	http_req_free(r);
+}
+
 void http_reply(struct http_req *r, int status, json_t *body)
 {
 	http_reply_text(r, status, http_json_text(body));
@@ -504,17 +555,8 @@ void http_reply(struct http_req *r, int status, json_t *body)
 
 void http_reply_text(struct http_req *r, int status, char *json)
 {
-	struct evkeyvalq *h = evhttp_request_get_output_headers(r->ev);
-	struct evbuffer *out = evhttp_request_get_output_buffer(r->ev);
-
-	evhttp_add_header(h, "x-amzn-RequestId", r->id);
-	if (json) {
-		evhttp_add_header(h, "Content-Type", "application/json");
-		evbuffer_add(out, json, strlen(json));
-		free(json);
-	}
-	evhttp_send_reply(r->ev, status, http_reason(status), NULL);
-	http_req_free(r);
+	answer(r, &(struct http_answer){.status = status, .json = json});
+	free(json);
 }
 
 json_t *http_error_body(const char *message, json_t *extra)
@@ -538,14 +580,11 @@ json_t *http_error_body(const char *message, json_t *extra)
 void http_error(struct http_req *r, int status, const char *type,
 		unsigned retry_after_s, json_t *extra, const char *message)
 {
-	struct evkeyvalq *h = evhttp_request_get_output_headers(r->ev);
+	cleanup_free char *json =
+	    http_json_text(http_error_body(message, extra));
 
-	evhttp_add_header(h, "x-amzn-ErrorType", type);
-	if (retry_after_s) {
-		char n[16];
-
-		snprintf(n, sizeof(n), "%u", retry_after_s);
-		evhttp_add_header(h, "Retry-After", n);
-	}
-	http_reply(r, status, http_error_body(message, extra));
+	answer(r, &(struct http_answer){.status = status,
+					.type = type,
+					.retry_after_s = retry_after_s,
+					.json = json});
 }

@@ -1,6 +1,7 @@
-// The HTTP/1.1 server of the Unix socket: libevent's evhttp with every limit
+// The HTTP/1.1 servers. Of the Unix socket: libevent's evhttp with every limit
 // set, requests as a checked struct, answers, and connections taken over for
-// streams (chunked answers, upgrades). Knows nothing of microVMs.
+// streams (chunked answers, upgrades). Of TCP (http_tcp.c): our own, for signed
+// requests and plain answers. Know nothing of microVMs.
 #ifndef THAW_ENG_HTTP_H
 #define THAW_ENG_HTTP_H
 
@@ -10,12 +11,16 @@
 
 struct http_server;
 struct http_stream;
+struct http_tcp;
+struct http_conn;
 
 enum {
 	HTTP_MAX_HEAD = 64 * 1024,
 	HTTP_MAX_BODY = 1024 * 1024,
 	HTTP_MAX_SEGS = 10,
-	HTTP_MAX_QUERY = 24,
+	HTTP_MAX_QUERY = 72,   // 50 tagKeys fit
+	HTTP_MAX_FIELDS = 100, // of a head over TCP
+	HTTP_ID = 37,
 	HTTP_IDLE_S = 30, // a connection that sends nothing, or half a request
 };
 
@@ -28,14 +33,17 @@ enum http_method {
 };
 
 struct http_kv {
-	char *k, *v;
+	const char *k, *v;
 };
+
+struct shape_op;
 
 // One request. Whoever holds it must end it: http_reply(), http_error() or
 // http_stream_take(), each of which consumes it.
 struct http_req {
 	struct http_server *srv;
-	struct evhttp_request *ev;
+	struct evhttp_request *ev; // of the Unix socket; else NULL and
+	struct http_conn *conn;	   // of TCP; NULL: the peer is gone
 	enum http_method method;
 	char *text;			// owns the segments and the query
 	const char *seg[HTTP_MAX_SEGS]; // path, split and then decoded
@@ -45,10 +53,12 @@ struct http_req {
 	const void *body;
 	size_t body_len;
 	uint64_t t0; // CLOCK_MONOTONIC ns: its last bytes were read
-	uid_t uid;   // the peer's, from the kernel
+	bool remote; // came over TCP, signed
+	uid_t uid; // the peer's, from the kernel; over TCP, the configured one
 	gid_t gid;
-	char upgrade[32]; // the Upgrade header, "" without
-	char id[37];	  // goes back as x-amzn-RequestId
+	char upgrade[32];	   // the Upgrade header, "" without
+	char id[HTTP_ID];	   // goes back as x-amzn-RequestId
+	const struct shape_op *op; // set by the handler; NULL: thaw's own call
 };
 
 struct http_config {
@@ -71,6 +81,38 @@ void http_server_destroy(struct http_server *s);
 struct eng_loop *http_loop(const struct http_server *s);
 const char *http_library_version(void); // libevent's
 
+// --- over TCP ------------------------------------------------------------------
+
+struct http_field {
+	const char *name, *value;
+};
+// A request as it came, for its signature: still encoded.
+struct http_wire {
+	const char *method, *path, *query; // query NULL: none
+	const struct http_field *fields;   // at most HTTP_MAX_FIELDS
+	size_t nfields;
+};
+
+struct http_tcp_config {
+	const char *listen; // addr_parse()
+	uid_t uid;	    // of every caller
+	gid_t gid;
+	// Called first. false: it has answered the request (http_error()).
+	bool (*admit)(void *ctx, struct http_req *r, const struct http_wire *w);
+	void (*handle)(void *ctx, struct http_req *r);
+	void *ctx;
+};
+// Binds and listens; the configuration's text is borrowed.
+int http_tcp_create(struct http_tcp **out, struct eng_loop *l,
+		    const struct http_tcp_config *cfg, struct err *e);
+const char *http_tcp_address(const struct http_tcp *s); // as bound
+void http_tcp_stop(struct http_tcp *s); // accepts no more; NULL is fine
+// After the loop has returned; answers still owed go nowhere. NULL is fine.
+void http_tcp_destroy(struct http_tcp *s);
+
+// --- requests and answers ---------------------------------------------------------
+
+const char *http_method_name(enum http_method m);
 // First value of a query parameter, or NULL.
 const char *http_query(const struct http_req *r, const char *k);
 
@@ -91,7 +133,7 @@ struct http_stream_ops {
 	void (*drained)(void *ctx); // backlog fell to nothing; may be NULL
 };
 
-// Takes the connection over. Consumes the request, whose fields stay readable
+// Takes the connection over (the Unix socket's only). Consumes the request, whose fields stay readable
 // through http_stream_req() for the stream's life. NULL: the peer is gone
 // already (the request is consumed; no callback comes).
 struct http_stream *http_stream_take(struct http_req *r,

@@ -19,6 +19,21 @@ struct http_server {
 	uint64_t last_read_ns;
 };
 
+// One answer; nothing is stolen.
+struct http_answer {
+	int status;
+	const char *type;	// of an error; or NULL
+	unsigned retry_after_s; // 0: no header
+	const char *json;	// NULL: no body
+};
+void http_conn_answer(struct http_req *r, const struct http_answer *an);
+
+#define HTTP_BAD_TARGET                                                     \
+	"the request path or query is malformed: broken percent-encoding, " \
+	"control characters, or too many parts"
+// Path and query of a request line into the request; false: malformed.
+bool http_parse_target(struct http_req *r, const char *target);
+void http_request_id(char out[HTTP_ID]);
 void http_req_free(struct http_req *r);
 const char *http_reason(int status);
 char *http_json_text(json_t *j);			     // steals

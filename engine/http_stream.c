@@ -218,9 +218,15 @@ struct http_stream *http_stream_take(struct http_req *r,
 {
 	static const struct timeval never = {.tv_sec = 10L * 365 * 24 * 3600};
 	struct http_server *s = r->srv;
-	struct evhttp_connection *conn = evhttp_request_get_connection(r->ev);
+	struct evhttp_connection *conn;
 	struct http_stream *st;
 
+	if (!r->ev) {
+		http_error(r, 501, "ValidationException", 0, NULL,
+			   "streams are of the Unix socket");
+		return NULL;
+	}
+	conn = evhttp_request_get_connection(r->ev);
 	if (!conn) {
 		evhttp_request_free(r->ev);
 		http_req_free(r);
