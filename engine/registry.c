@@ -18,6 +18,7 @@ void *reg_must(void *p)
 
 static void version_free(struct reg_version *v)
 {
+	json_decref(v->aws);
 	json_decref(v->spec);
 	json_decref(v->sizes);
 	free(v);
@@ -28,6 +29,7 @@ static void image_free(struct reg_image *im)
 	for (size_t i = 0; i < im->nversions; i++)
 		version_free(im->versions[i]);
 	free(im->versions);
+	json_decref(im->tags);
 	free(im);
 }
 
@@ -143,6 +145,20 @@ struct reg_image *eng_reg_image_add(struct eng_reg *r, const char *name)
 	return im;
 }
 
+void eng_reg_uuid(char out[REG_UUID_LEN + 1])
+{
+	uint8_t b[16];
+
+	util_random(b, sizeof(b)); // 122 random bits: no clash
+	b[6] = (uint8_t)((b[6] & 0x0f) | 0x40);
+	b[8] = (uint8_t)((b[8] & 0x3f) | 0x80);
+	snprintf(out, REG_UUID_LEN + 1,
+		 "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-"
+		 "%02x%02x%02x%02x%02x%02x",
+		 b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9],
+		 b[10], b[11], b[12], b[13], b[14], b[15]);
+}
+
 struct reg_version *eng_reg_version_add(struct reg_image *im)
 {
 	struct reg_version *v = reg_must(calloc(1, sizeof(*v)));
@@ -150,6 +166,8 @@ struct reg_version *eng_reg_version_add(struct reg_image *im)
 	snprintf(v->version, sizeof(v->version), "%u.0", ++im->last_major);
 	v->created_ms = im->updated_ms = util_wall_ns() / 1000000;
 	v->active = true;
+	v->state = VER_SUCCESSFUL;
+	eng_reg_uuid(v->build_id);
 	reg_versions_push(im, v);
 	return v;
 }
@@ -157,16 +175,11 @@ struct reg_version *eng_reg_version_add(struct reg_image *im)
 struct reg_vm *eng_reg_vm_add(struct eng_reg *r)
 {
 	struct reg_vm *vm = reg_must(calloc(1, sizeof(*vm)));
-	uint8_t b[16];
+	char uuid[REG_UUID_LEN + 1];
 
-	util_random(b, sizeof(b)); // 122 random bits: no clash
-	b[6] = (uint8_t)((b[6] & 0x0f) | 0x40);
-	b[8] = (uint8_t)((b[8] & 0x3f) | 0x80);
-	snprintf(vm->id, sizeof(vm->id),
-		 "microvm-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-"
-		 "%02x%02x%02x%02x%02x%02x",
-		 b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9],
-		 b[10], b[11], b[12], b[13], b[14], b[15]);
+	eng_reg_uuid(uuid);
+	snprintf(vm->id, sizeof(vm->id), "microvm-%s", uuid);
+	eng_reg_uuid(vm->endpoint);
 	vm->seq = r->next_vm_seq++;
 	vm->created_ms = util_wall_ns() / 1000000;
 	reg_vms_push(r, vm);
@@ -445,6 +458,18 @@ void eng_reg_put_token(struct reg_txn *t, const char *token,
 		op_del(t, REG_TOKENS, r->oldest->t.token);
 		token_drop_oldest(r);
 	}
+}
+
+void eng_reg_params(const json_t *in, uint8_t out[16])
+{
+	cleanup_free char *text = json_dumps(in, JSON_COMPACT | JSON_SORT_KEYS);
+	uint64_t h[2] = {0xcbf29ce484222325u, 0x84222325cbf29ce4u};
+
+	for (const char *p = text; p && *p; p++) {
+		h[0] = (h[0] ^ (uint8_t)*p) * 0x100000001b3u;
+		h[1] = (h[1] ^ (uint8_t)(*p + 101)) * 0x100000001b3u;
+	}
+	memcpy(out, h, 16);
 }
 
 uint64_t eng_reg_event_text(struct reg_txn *t, struct jtext *ev)

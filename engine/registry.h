@@ -19,7 +19,10 @@
 enum {
 	REG_NAME_MAX = 64,
 	REG_ID_LEN = 44, // "microvm-" and a UUID
+	REG_UUID_LEN = 36,
 	REG_TOKEN_MAX = 128,
+	REG_MADE_MAX = REG_NAME_MAX + 17,
+	REG_BUILD_ID = 36,	  // a UUID
 	REG_KEEP_ENDED = 2000,	  // TERMINATED microVMs remembered
 	REG_KEEP_EVENTS = 200000, // newest events kept
 	REG_KEEP_TOKENS = 200000,
@@ -41,6 +44,16 @@ enum vm_state {
 const char *eng_state_name(enum vm_state s);
 int eng_state_parse(const char *name, enum vm_state *out); // 0 or -EINVAL
 
+// Of a version and its build. Only SUCCESSFUL ones have a snapshot.
+enum version_state {
+	VER_PENDING,
+	VER_IN_PROGRESS,
+	VER_SUCCESSFUL,
+	VER_FAILED,
+	VER_NUM_STATES,
+};
+const char *eng_version_state_name(enum version_state s);
+
 struct reg_version {
 	char version[16]; // "1.0"
 	struct pgc_id snap;
@@ -52,6 +65,13 @@ struct reg_version {
 	bool active; // status ACTIVE; else INACTIVE
 	bool broken; // its snapshot is gone from the store (not persistent)
 	uint64_t created_ms;
+	enum version_state state;	 // docs/REGISTRY.md
+	uint64_t updated_ms;		 // 0: never
+	char build_id[REG_BUILD_ID + 1]; // "" of versions of older thaws
+	char reason[512];		 // why its build failed; else ""
+	// CreateMicrovmImage's members, as given; of thaw's own, NULL or its
+	// hooks alone.
+	json_t *aws;
 	json_t *spec;  // as built: entrypoint, env, ..., or kernel, cmdline
 	json_t *sizes; // bytes: stored, unique, raw...; times of the build
 };
@@ -62,14 +82,16 @@ struct reg_image {
 	struct reg_version **versions; // oldest first
 	size_t nversions;
 	unsigned last_major; // never given twice
+	json_t *tags;	     // {k: v}; NULL: none
 };
 
 struct eng_vm; // vm.c's part of a microVM
 
 struct reg_vm {
 	char id[REG_ID_LEN + 1];
-	char name[REG_NAME_MAX + 1]; // "" without
-	uint64_t seq;		     // order of creation
+	char name[REG_NAME_MAX + 1];	 // "" without
+	char endpoint[REG_UUID_LEN + 1]; // a UUID: first label of its host name
+	uint64_t seq;			 // order of creation
 	char image[REG_NAME_MAX + 1], version[16];
 	struct pgc_id base; // whose templates it maps
 	bool base_is_own;   // a cold run's: made by its first suspend
@@ -95,8 +117,8 @@ struct reg_vm {
 
 struct reg_token {
 	char token[REG_TOKEN_MAX + 1];
-	uint8_t params[16]; // digest of the parameters
-	char vm[REG_ID_LEN + 1];
+	uint8_t params[16];	   // digest of the parameters
+	char vm[REG_MADE_MAX + 1]; // what it made: an id, or IMAGE/VERSION
 	uint64_t created_ms;
 };
 
@@ -106,6 +128,9 @@ struct reg_pool { // parked microVMs of one image
 	uint64_t hits, misses, wasted;
 	uint64_t created_ms, updated_ms;
 };
+
+// A random UUID, in lower case.
+void eng_reg_uuid(char out[REG_UUID_LEN + 1]);
 
 struct eng_reg;
 
@@ -131,6 +156,7 @@ struct reg_pool *const *eng_reg_pools(const struct eng_reg *r, size_t *n);
 struct reg_pool *eng_reg_pool(const struct eng_reg *r, const char *image);
 struct reg_pool *eng_reg_pool_add(struct eng_reg *r, const char *image);
 struct reg_image *eng_reg_image_add(struct eng_reg *r, const char *name);
+// SUCCESSFUL and ACTIVE, with a build id of its own.
 struct reg_version *eng_reg_version_add(struct reg_image *im);
 // Draws an id that no other has.
 struct reg_vm *eng_reg_vm_add(struct eng_reg *r);
@@ -152,6 +178,8 @@ void eng_reg_del_version(struct reg_txn *t, struct reg_image *im,
 			 struct reg_version *v);
 void eng_reg_put_token(struct reg_txn *t, const char *token,
 		       const uint8_t params[16], const char *vm);
+// The digest of a request's parameters, in whatever order they came.
+void eng_reg_params(const json_t *in, uint8_t out[16]);
 // Adds cursor and time to `ev` (stolen) and puts it; returns its cursor.
 uint64_t eng_reg_event(struct reg_txn *t, json_t *ev);
 // The same with an object that is open: jt_open(), and its members.

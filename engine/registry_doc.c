@@ -30,6 +30,27 @@ int eng_state_parse(const char *name, enum vm_state *out)
 	return -EINVAL;
 }
 
+static const char *const version_states[] = {"PENDING", "IN_PROGRESS",
+					     "SUCCESSFUL", "FAILED"};
+_Static_assert(ARRAY_SIZE(version_states) == VER_NUM_STATES,
+	       "a name per state");
+
+const char *eng_version_state_name(enum version_state s)
+{
+	return version_states[s];
+}
+
+static bool take_version_state(const char *name, enum version_state *out)
+{
+	for (unsigned i = 0; i < VER_NUM_STATES; i++) {
+		if (strcmp(name, version_states[i]) == 0) {
+			*out = (enum version_state)i;
+			return true;
+		}
+	}
+	return false;
+}
+
 static void put_id(struct jtext *t, const char *key, bool has,
 		   const struct pgc_id *id)
 {
@@ -46,6 +67,7 @@ char *reg_doc_vm(const struct reg_vm *vm)
 	jt_open(&t, NULL);
 	jt_int(&t, "seq", (int64_t)vm->seq);
 	jt_str(&t, "name", vm->name);
+	jt_str(&t, "endpoint", vm->endpoint);
 	jt_str(&t, "image", vm->image);
 	jt_str(&t, "version", vm->version);
 	put_id(&t, "base", true, &vm->base);
@@ -82,6 +104,8 @@ char *reg_doc_image(const struct reg_image *im)
 	jt_int(&t, "created", (int64_t)im->created_ms);
 	jt_int(&t, "updated", (int64_t)im->updated_ms);
 	jt_int(&t, "lastMajor", im->last_major);
+	if (im->tags)
+		jt_json(&t, "tags", im->tags);
 	jt_close(&t);
 	return jt_take(&t);
 }
@@ -100,6 +124,12 @@ char *reg_doc_version(const struct reg_version *v)
 	jt_int(&t, "created", (int64_t)v->created_ms);
 	jt_json(&t, "spec", v->spec);
 	jt_json(&t, "sizes", v->sizes);
+	jt_str(&t, "state", version_states[v->state]);
+	jt_int(&t, "updated", (int64_t)v->updated_ms);
+	jt_str(&t, "build", v->build_id);
+	jt_str(&t, "reason", v->reason);
+	if (v->aws)
+		jt_json(&t, "aws", v->aws);
 	jt_close(&t);
 	return jt_take(&t);
 }
@@ -171,7 +201,7 @@ static int bad_row(struct err *e, const char *what, const char *key,
 }
 
 struct vm_row { // as JSON unpacks it
-	const char *name, *image, *version, *state, *code, *reason;
+	const char *name, *endpoint, *image, *version, *state, *code, *reason;
 	json_t *base, *own, *labels, *extra, *timings;
 	json_int_t seq, mem, vcpus, max, created, started, suspended, ended;
 	json_int_t suspends, resumes;
@@ -183,6 +213,7 @@ static bool vm_of_row(struct reg_vm *vm, const char *key,
 {
 	if (!take_text(vm->id, sizeof(vm->id), key) ||
 	    !take_text(vm->name, sizeof(vm->name), w->name) ||
+	    !take_text(vm->endpoint, sizeof(vm->endpoint), w->endpoint) ||
 	    !take_text(vm->image, sizeof(vm->image), w->image) ||
 	    !take_text(vm->version, sizeof(vm->version), w->version) ||
 	    !take_text(vm->code, sizeof(vm->code), w->code) ||
@@ -218,19 +249,22 @@ int reg_undoc_vm(struct reg_vm *vm, const char *key, json_t *doc, struct err *e)
 	struct vm_row w = {0};
 	json_error_t je;
 
+	w.endpoint = strlen(key) > 8 ? key + 8 : ""; // it had none yet
+
 	if (json_unpack_ex(
 		doc, &je, 0,
-		"{s:I,s:s,s:s,s:s,s:o,s:b,s:o,s:I,s:I,s:b,s:b,s?b,s?b,s:s,"
+		"{s:I,s:s,s?s,s:s,s:s,s:o,s:b,s:o,s:I,s:I,s:b,s:b,s?b,s?b,s:s,"
 		"s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:o,s:o}",
-		"seq", &w.seq, "name", &w.name, "image", &w.image, "version",
-		&w.version, "base", &w.base, "baseIsOwn", &w.base_is_own, "own",
-		&w.own, "memoryMiB", &w.mem, "vcpus", &w.vcpus, "agent",
-		&w.agent, "cold", &w.cold, "parked", &w.parked, "pooled",
-		&w.pooled, "state", &w.state, "code", &w.code, "reason",
-		&w.reason, "maxDurationS", &w.max, "created", &w.created,
-		"started", &w.started, "suspended", &w.suspended, "ended",
-		&w.ended, "suspends", &w.suspends, "resumes", &w.resumes,
-		"labels", &w.labels, "extra", &w.extra, "timings", &w.timings))
+		"seq", &w.seq, "name", &w.name, "endpoint", &w.endpoint,
+		"image", &w.image, "version", &w.version, "base", &w.base,
+		"baseIsOwn", &w.base_is_own, "own", &w.own, "memoryMiB", &w.mem,
+		"vcpus", &w.vcpus, "agent", &w.agent, "cold", &w.cold, "parked",
+		&w.parked, "pooled", &w.pooled, "state", &w.state, "code",
+		&w.code, "reason", &w.reason, "maxDurationS", &w.max, "created",
+		&w.created, "started", &w.started, "suspended", &w.suspended,
+		"ended", &w.ended, "suspends", &w.suspends, "resumes",
+		&w.resumes, "labels", &w.labels, "extra", &w.extra, "timings",
+		&w.timings))
 		return bad_row(e, "microvms", key, je.text);
 	if (!vm_of_row(vm, key, &w))
 		return bad_row(e, "microvms", key, "a value is out of range");
@@ -241,14 +275,17 @@ int reg_undoc_image(struct reg_image *im, const char *key, json_t *doc,
 		    struct err *e)
 {
 	json_int_t created, updated, major;
+	json_t *tags = NULL;
 	json_error_t je;
 
-	if (json_unpack_ex(doc, &je, 0, "{s:I,s:I,s:I}", "created", &created,
-			   "updated", &updated, "lastMajor", &major))
+	if (json_unpack_ex(doc, &je, 0, "{s:I,s:I,s:I,s?o}", "created",
+			   &created, "updated", &updated, "lastMajor", &major,
+			   "tags", &tags))
 		return bad_row(e, "images", key, je.text);
 	if (!take_text(im->name, sizeof(im->name), key) || major < 0 ||
-	    major > 1 << 30)
+	    major > 1 << 30 || (tags && !json_is_object(tags)))
 		return bad_row(e, "images", key, "a value is out of range");
+	im->tags = json_incref(tags);
 	im->created_ms = (uint64_t)created;
 	im->updated_ms = (uint64_t)updated;
 	im->last_major = (unsigned)major;
@@ -258,23 +295,34 @@ int reg_undoc_image(struct reg_image *im, const char *key, json_t *doc,
 int reg_undoc_version(struct reg_version *v, const char *version, json_t *doc,
 		      struct err *e)
 {
-	json_t *snap, *disk, *spec, *sizes;
-	json_int_t mem, vcpus, created;
+	const char *state = "SUCCESSFUL", *build = "", *reason = "";
+	json_t *snap, *disk, *spec, *sizes, *aws = NULL;
+	json_int_t mem, vcpus, created, updated = 0;
 	int agent, active;
 	json_error_t je;
 
-	if (json_unpack_ex(doc, &je, 0, "{s:o,s:o,s:I,s:I,s:b,s:b,s:I,s:o,s:o}",
+	if (json_unpack_ex(doc, &je, 0,
+			   "{s:o,s:o,s:I,s:I,s:b,s:b,s:I,s:o,s:o,s?s,s?I,s?s,"
+			   "s?s,s?o}",
 			   "snap", &snap, "disk", &disk, "memoryMiB", &mem,
 			   "vcpus", &vcpus, "agent", &agent, "active", &active,
-			   "created", &created, "spec", &spec, "sizes", &sizes))
+			   "created", &created, "spec", &spec, "sizes", &sizes,
+			   "state", &state, "updated", &updated, "build",
+			   &build, "reason", &reason, "aws", &aws))
 		return bad_row(e, "versions", version, je.text);
 	if (!take_text(v->version, sizeof(v->version), version) ||
+	    !take_text(v->build_id, sizeof(v->build_id), build) ||
+	    !take_text(v->reason, sizeof(v->reason), reason) ||
+	    !take_version_state(state, &v->state) ||
 	    !take_id(snap, NULL, &v->snap) ||
 	    !take_id(disk, &v->has_disk, &v->disk) ||
-	    !take_size(mem, vcpus, &v->mem_mib, &v->vcpus) ||
-	    !json_is_object(spec) || !json_is_object(sizes))
+	    !take_size(mem, vcpus, &v->mem_mib, &v->vcpus) || updated < 0 ||
+	    !json_is_object(spec) || !json_is_object(sizes) ||
+	    (aws && !json_is_object(aws)))
 		return bad_row(e, "versions", version,
 			       "a value is out of range");
+	v->updated_ms = (uint64_t)updated;
+	v->aws = json_incref(aws);
 	v->agent = agent;
 	v->active = active;
 	v->created_ms = (uint64_t)created;

@@ -92,13 +92,16 @@ Test(registry, everything_comes_back)
 	struct reg_image *im = eng_reg_image_add(reg, "img");
 	struct reg_version *v = eng_reg_version_add(im);
 	struct reg_txn *t;
-	char id[REG_ID_LEN + 1];
+	char id[REG_ID_LEN + 1], endpoint[REG_UUID_LEN + 1];
 	uint8_t params[16] = "0123456789abcde";
 	const struct reg_token *tok;
 	size_t n;
 
 	cr_expect(fresh);
 	strcpy(id, vm->id);
+	strcpy(endpoint, vm->endpoint);
+	cr_expect_eq(strlen(endpoint), REG_UUID_LEN);
+	cr_expect_null(strstr(id, endpoint), "the name tells not the id");
 	strcpy(vm->name, "web");
 	strcpy(vm->reason, "b\xff"
 			   "d utf-8");
@@ -123,6 +126,7 @@ Test(registry, everything_comes_back)
 	vm = eng_reg_vm(reg, id);
 	cr_assert_not_null(vm);
 	cr_expect_str_eq(vm->name, "web");
+	cr_expect_str_eq(vm->endpoint, endpoint);
 	cr_expect_eq(vm->state, VM_SUSPENDED);
 	cr_expect_str_eq(json_string_value(json_object_get(vm->labels, "k")),
 			 "v");
