@@ -20,9 +20,9 @@
 // The first members of a microVM, with "thaw" open as the last.
 static void put_item(struct jtext *t, const struct reg_vm *vm)
 {
-	char arn[sizeof(ENG_ARN_PREFIX) + REG_NAME_MAX];
+	char arn[ARN_PREFIX_MAX + REG_NAME_MAX + 1];
 
-	snprintf(arn, sizeof(arn), ENG_ARN_PREFIX "%s", vm->image);
+	snprintf(arn, sizeof(arn), "%s%s", eng_arn_prefix(), vm->image);
 	jt_str(t, "microvmId", vm->id);
 	jt_str(t, "state", eng_state_name(vm->state));
 	jt_str(t, "imageArn", arn);

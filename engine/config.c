@@ -1,5 +1,6 @@
 // Flags, their defaults, and where thawd finds its other programs.
 #include "config.h"
+#include "arn.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -12,6 +13,9 @@ const char eng_usage[] =
     "  --state DIR            images, microVMs, registry (/var/lib/thaw)\n"
     "  --socket PATH          API socket (/run/thaw/thaw.sock)\n"
     "  --socket-group GROUP   members may use the socket too (mode 0660)\n"
+    "  --region REGION        region in ARNs (us-east-1), and the only one "
+    "that\n"
+    "                         signatures may be for (any)\n"
     "  --memory-budget SIZE   guest memory promised at most, as 8G (no limit)\n"
     "  --template-budget SIZE memory for images' pages (half of the host's)\n"
     "  --kernel PATH          guest kernel, a vmlinux or bzImage\n"
@@ -31,6 +35,7 @@ enum {
 	OPT_STATE = 256,
 	OPT_SOCKET,
 	OPT_GROUP,
+	OPT_REGION,
 	OPT_BUDGET,
 	OPT_TEMPLATES,
 	OPT_KERNEL,
@@ -55,6 +60,7 @@ static const struct option options[] = {
     {"state", required_argument, NULL, OPT_STATE},
     {"socket", required_argument, NULL, OPT_SOCKET},
     {"socket-group", required_argument, NULL, OPT_GROUP},
+    {"region", required_argument, NULL, OPT_REGION},
     {"memory-budget", required_argument, NULL, OPT_BUDGET},
     {"template-budget", required_argument, NULL, OPT_TEMPLATES},
     {"kernel", required_argument, NULL, OPT_KERNEL},
@@ -168,6 +174,9 @@ static int set_option(struct eng_config *c, int opt, const char *v,
 		return 0;
 	case OPT_GROUP:
 		return set_group(c, v, e);
+	case OPT_REGION:
+		set_text(&c->region, v);
+		return eng_arn_set_region(v, e);
 	case OPT_BUDGET:
 		if (util_parse_size(v, &c->memory_budget))
 			return err_set(e, -EINVAL,
@@ -287,6 +296,7 @@ void eng_config_free(struct eng_config *c)
 {
 	free(c->state_dir);
 	free(c->socket_path);
+	free(c->region);
 	free(c->kernel_path);
 	free(c->initrd_path);
 	free(c->cell_path);

@@ -12,8 +12,9 @@ struct eng_config {
 	char *store_dir, *log_dir, *tmp_dir, *registry_path; // in state_dir
 	bool has_group;
 	gid_t group;
-	uint64_t memory_budget;	  // bytes; 0: no limit
-	uint64_t template_budget; // bytes; 0: the default
+	char *region; // NULL: not given
+	uint64_t memory_budget;		   // bytes; 0: no limit
+	uint64_t template_budget;	   // bytes; 0: the default
 	unsigned shells, blanks, jobs, max_cells;
 	uint32_t uid_base;
 	enum log_level log_level;

@@ -38,15 +38,15 @@ struct eng_images {
 
 json_t *eng_image_arn(const char *name)
 {
-	return json_sprintf("%s%s", ENG_ARN_PREFIX, name);
+	return json_sprintf("%s%s", eng_arn_prefix(), name);
 }
 
 int eng_image_find(struct eng_reg *reg, const char *text,
 		   struct reg_image **out, struct err *e)
 {
-	size_t n, hits = 0, len, cut = strlen(ENG_ARN_PREFIX);
+	size_t n, hits = 0, len, cut = strlen(eng_arn_prefix());
 	struct reg_image *const *ims = eng_reg_images(reg, &n);
-	bool arn = strncmp(text, ENG_ARN_PREFIX, cut) == 0;
+	bool arn = strncmp(text, eng_arn_prefix(), cut) == 0;
 	const char *name = arn ? text + cut : text;
 	const struct reg_image *other = NULL;
 
@@ -100,7 +100,7 @@ int eng_image_pick(const struct reg_image *im, const char *version,
 		return 0;
 	return err_set(e, -ENOENT,
 		       "No active version found for MicroVM image %s%s%s%.32s",
-		       ENG_ARN_PREFIX, im->name, version ? " and version " : "",
+		       eng_arn_prefix(), im->name, version ? " and version " : "",
 		       version ? version : "");
 }
 

@@ -2,11 +2,9 @@
 #ifndef THAW_ENG_IMAGE_H
 #define THAW_ENG_IMAGE_H
 
+#include "arn.h"
 #include "build.h"
 #include "vm.h"
-
-// thaw has no regions or accounts; these keep AWS's patterns satisfied.
-#define ENG_ARN_PREFIX "arn:aws:lambda:us-east-1:000000000000:microvm-image:"
 
 struct eng_images;
 
