@@ -13,6 +13,7 @@
 #include <sys/socket.h>
 
 #include "agent.h"
+#include "roles.h"
 
 enum {
 	ENTROPY_LEN = 64,
@@ -141,6 +142,20 @@ static void put_port(struct wire_writer *w, unsigned type, uint16_t port)
 void eng_agent_put_connect(struct wire_writer *w, uint16_t port)
 {
 	put_port(w, AGENT_CONNECT, port);
+}
+
+void eng_agent_put_role(struct wire_writer *w, const char *vm,
+			const char *region, const struct eng_creds *c)
+{
+	size_t at = begin(w, AGENT_ROLE);
+
+	put_str(w, vm);
+	put_str(w, region);
+	put_str(w, c->key);
+	put_str(w, c->secret);
+	put_str(w, c->token);
+	wire_put_u64(w, c->expires_s);
+	finish(w, at);
 }
 
 void eng_agent_put_probe(struct wire_writer *w, uint16_t port)

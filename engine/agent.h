@@ -29,6 +29,10 @@ void eng_agent_put_renew(struct wire_writer *w, const uint8_t machine_id[16],
 void eng_agent_put_exec(struct wire_writer *w, const struct eng_app_spec *a,
 			bool pty, uint16_t rows, uint16_t cols);
 void eng_agent_put_connect(struct wire_writer *w, uint16_t port);
+// Of struct eng_creds (roles.h); `vm` is the microVM's id.
+struct eng_creds;
+void eng_agent_put_role(struct wire_writer *w, const char *vm,
+			const char *region, const struct eng_creds *c);
 void eng_agent_put_probe(struct wire_writer *w, uint16_t port);
 void eng_agent_put_log(struct wire_writer *w);
 void eng_agent_put_poweroff(struct wire_writer *w, uint32_t timeout_ms);
