@@ -8,23 +8,23 @@
 // state, which puts record and event into one registry transaction.
 //
 // States, what holds in them, and who leaves them:
-//   PENDING      cell starting; op START. Leaves: the handshake (RUNNING), or
-//                the stop of one for a pool (PARKED); the cell's end
-//                (TERMINATED), terminate.
+//   PENDING      cell starting; op START. Leaves: the handshake and the run hook
+//                (RUNNING), or the stop of one for a pool (PARKED); the cell's
+//                end (TERMINATED), terminate.
 //   PARKED       cell stopped, its agent done with all but the application; op
 //                NONE; in m->pool. Leaves: the claim that takes it out of there
 //                (RUNNING; with an agent PENDING), terminate, the cell's end.
 //   RUNNING      cell runs guest code; op NONE. Leaves: suspend, terminate, the
 //                cell's end.
-//   SUSPENDING   cell frozen or parked; op SUSPEND. No conversation but the
-//                freeze's. Leaves: snapshot published and cell dead
+//   SUSPENDING   cell frozen or parked, after the suspend hook; op SUSPEND. No
+//                conversation but the hook's and the freeze's. Leaves: snapshot published and cell dead
 //                (SUSPENDED), failure (RUNNING, guest unharmed), terminate, the
 //                cell's end.
 //   SUSPENDED    no cell, `own` is published and durable in the registry. Or op
 //                RESUME: a cell is thawing `own`; its failure leaves the state
 //                as it is. `own` stays until the next suspend is durable.
 //                Leaves: resume (RUNNING), terminate.
-//   TERMINATING  cell being killed; op TERMINATE. Leaves: its end.
+//   TERMINATING  the terminate hook runs, or cell being killed; op TERMINATE. Leaves: its end.
 //   TERMINATED   nothing but the record. Its snapshots are removed.
 #include "vm_internal.h"
 
@@ -232,8 +232,10 @@ static void live_free(void *ctx)
 	struct eng_vm *v = ctx;
 
 	vm_talk_stop(v);
+	vm_hook_stop(v);
 	vm_log_detach(v);
 	eng_timer_destroy(v->talk.retry);
+	eng_timer_destroy(v->hook.timer);
 	eng_timer_destroy(v->log_retry);
 	eng_timer_destroy(v->deadline);
 	for (struct vm_waiter *w = v->waiters; w; w = w->next)
@@ -299,6 +301,7 @@ void vm_ended(struct eng_vm *v, const char *code, const char *reason)
 	v->op = OP_NONE;
 	vm_pool_leave(v);
 	vm_talk_stop(v);
+	vm_hook_stop(v);
 	vm_log_detach(v);
 	eng_timer_stop(v->deadline);
 	seq = vm_set_state(v, VM_TERMINATED, code, "%s", reason);

@@ -3,6 +3,7 @@
 #define THAW_ENG_VM_INTERNAL_H
 
 #include "agent.h"
+#include "hook.h"
 #include "vm.h"
 
 enum vm_op {
@@ -34,6 +35,26 @@ struct vm_talk {
 	char why[200]; // of the last try
 };
 
+enum vm_hook {
+	VM_HOOK_RUN,
+	VM_HOOK_RESUME,
+	VM_HOOK_SUSPEND,
+	VM_HOOK_TERMINATE
+};
+
+// The call of a lifecycle hook (vm_hooks.c).
+struct vm_hook_call {
+	void (*done)(struct eng_vm *v, const char *why); // NULL: none runs
+	enum vm_hook which;
+	unsigned port, timeout_s;
+	bool tight;	// connecting counts
+	bool starting;	// the application: wait for its port
+	uint64_t by_ns; // connected by then; tight: answered
+	struct eng_agent_call *call;
+	struct eng_hook *ask;
+	struct eng_timer *timer;
+};
+
 // The part of a microVM that lives in this thawd; from creation (or recovery
 // as SUSPENDED) until TERMINATED.
 struct eng_vm {
@@ -49,6 +70,7 @@ struct eng_vm {
 	struct pgc_id cap_id;
 	uint64_t t0; // of the operation
 	struct vm_talk talk;
+	struct vm_hook_call hook;
 	struct eng_agent_log *agent_log;
 	struct eng_timer *log_retry, *deadline;
 	struct vmlog *log;
@@ -56,7 +78,8 @@ struct eng_vm {
 	char end_code[32], end_reason[256]; // OP_TERMINATE: as asked for
 	char op_error[300];
 	uint64_t freeze_ns;
-	void *payload; // cold run without an agent: for the mailbox
+	char sleep_code[32], sleep_reason[100]; // OP_SUSPEND: why
+	void *payload; // for the mailbox, or the run hook
 	size_t payload_len;
 };
 
@@ -104,6 +127,16 @@ void vm_arm_deadline(struct eng_vm *v);
 // `yield`: at the cost of parked ones.
 int vm_fits(struct eng_vms *m, uint32_t mem_mib, bool yield, struct err *e);
 
+// --- vm_hooks.c --------------------------------------------------------------
+
+bool vm_has_hooks(const struct reg_version *ver); // any of the four
+bool vm_has_hook(const struct reg_version *ver, enum vm_hook which);
+// False: it has none. Else `done` comes on a later turn: why NULL when it
+// answered 200, or what AWS says of that; unless it is stopped.
+bool vm_hook_start(struct eng_vm *v, enum vm_hook which,
+		   void (*done)(struct eng_vm *v, const char *why));
+void vm_hook_stop(struct eng_vm *v);
+
 // --- vm_ops.c --------------------------------------------------------------
 
 void vm_cell_gone(void *ctx, enum eng_end why, const char *detail);
@@ -121,9 +154,13 @@ void vm_note(json_t *t, const char *key, uint64_t ns, uint64_t t0);
 int vm_start_thaw(struct eng_vm *v, const void *payload, size_t len,
 		  uint64_t t0, struct err *e);
 void vm_fail_start(struct eng_vm *v, const char *why);
+void vm_keep_payload(struct eng_vm *v, const struct vm_run *rq);
 
 // --- vm_sleep.c ------------------------------------------------------------
 
+// `code` and `reason`: of SUSPENDING and SUSPENDED.
+int vm_suspend(struct eng_vm *v, const char *code, const char *reason,
+	       struct err *e);
 // What the end of its cell meant.
 void vm_suspended(struct eng_vm *v);
 void vm_resume_failed(struct eng_vm *v, const char *why);
@@ -156,6 +193,7 @@ void vm_talk_start(struct eng_vm *v, uint64_t timeout_ms,
 		   void (*encode)(struct eng_vm *v, struct wire_writer *w),
 		   void (*done)(struct eng_vm *v, int rc, const char *why));
 void vm_talk_stop(struct eng_vm *v);
+struct reg_version *vm_version_of(const struct eng_vm *v); // NULL: gone
 // Openings for it.
 void vm_encode_thaw(struct eng_vm *v, struct wire_writer *w);
 void vm_encode_renew(struct eng_vm *v, struct wire_writer *w);

@@ -1,11 +1,11 @@
 // The operations on a microVM, each a chain of callbacks (states: vm.c).
 //
-//   run      cell_thaw -> started -> [agent: THAW] -> RUNNING
+//   run      cell_thaw -> started -> [agent: THAW -> run hook] -> RUNNING
 //   park     cell_thaw -> started -> [agent: RENEW] -> cell_park -> PARKED
-//   claim    cell_unpark -> [PENDING -> agent: THAW] -> RUNNING
-//            cell_boot -> vsock_up -> agent: START -> RUNNING        (cold)
+//   claim    cell_unpark -> [PENDING -> agent: THAW -> run hook] -> RUNNING
+//            cell_boot -> vsock_up -> agent: START -> run hook -> RUNNING  (cold)
 //   suspend, resume  vm_sleep.c
-//   end      TERMINATING -> kill -> cell gone -> TERMINATED
+//   end      TERMINATING -> [terminate hook] -> kill -> cell gone -> TERMINATED
 // The cell's end, at any point, comes to vm_cell_gone(), which knows from `op`
 // what it means.
 #include "vm_internal.h"
@@ -99,13 +99,32 @@ void vm_now_running(struct eng_vm *v)
 		vm_log_attach(v);
 }
 
+static void hooked(struct eng_vm *v, const char *why)
+{
+	free(ptr_steal(v->payload)); // it may be secret
+	v->payload_len = 0;
+	if (!why) {
+		vm_note_now(v, "hook");
+		vm_now_running(v);
+	} else if (v->op == OP_RESUME) {
+		vm_fail_start(v, why);
+	} else {
+		eng_vm_terminate(v->m, v->r, "run-hook-failed", why);
+	}
+}
+
 static void handshake_done(struct eng_vm *v, int rc, const char *why)
 {
 	char text[256];
 
 	if (!rc) {
 		vm_note_now(v, "agent");
-		vm_now_running(v);
+		if (vm_hook_start(
+			v, v->op == OP_RESUME ? VM_HOOK_RESUME : VM_HOOK_RUN,
+			hooked))
+			vm_log_attach(v); // what the application says of it
+		else
+			vm_now_running(v);
 		return;
 	}
 	snprintf(text, sizeof(text), "the guest's agent did not answer: %s",
@@ -290,14 +309,38 @@ static void unmake(struct eng_vm *v)
 	free(v);
 }
 
+void vm_keep_payload(struct eng_vm *v, const struct vm_run *rq)
+{
+	if (!rq->payload_len)
+		return;
+	v->payload = malloc(rq->payload_len);
+	if (!v->payload)
+		abort();
+	memcpy(v->payload, rq->payload, rq->payload_len);
+	v->payload_len = rq->payload_len;
+}
+
+static int can_hook(const struct vm_run *rq, struct err *e)
+{
+	if (rq->version->agent || !vm_has_hooks(rq->version))
+		return 0;
+	return err_set(e, -EINVAL,
+		       "MicroVM image %s version %s has hooks ENABLED, but no "
+		       "agent through which they could be called",
+		       rq->image->name, rq->version->version);
+}
+
 int eng_vm_run(struct eng_vms *m, const struct vm_run *rq, struct reg_vm **out,
 	       struct err *e)
 {
+	bool mailbox = !rq->version->agent;
 	struct eng_vm *v;
 	int rc = vm_may_start(m, e);
 
 	if (!rc)
 		rc = vm_name_free(m, rq->name, e);
+	if (!rc)
+		rc = can_hook(rq, e);
 	if (!rc && rq->parked)
 		rc = vm_pool_room(m, rq, e);
 	if (rc)
@@ -313,20 +356,15 @@ int eng_vm_run(struct eng_vms *m, const struct vm_run *rq, struct reg_vm **out,
 		vm_pool_join(v);
 	v->t0 = rq->t0;
 	// The restore goes first and the commit runs beside it.
-	rc = rq->cold
-		 ? start_cold(v, rq, e)
-		 : vm_start_thaw(v, rq->payload, rq->payload_len, rq->t0, e);
+	rc = rq->cold ? start_cold(v, rq, e)
+		      : vm_start_thaw(v, rq->payload,
+				      mailbox ? rq->payload_len : 0, rq->t0, e);
 	if (rc) {
 		unmake(v);
 		return rc;
 	}
-	if (rq->cold && !v->r->agent && rq->payload_len) {
-		v->payload = malloc(rq->payload_len);
-		if (!v->payload)
-			abort();
-		memcpy(v->payload, rq->payload, rq->payload_len);
-		v->payload_len = rq->payload_len;
-	}
+	if (rq->cold || vm_has_hook(rq->version, VM_HOOK_RUN))
+		vm_keep_payload(v, rq);
 	if (rq->parked)
 		eng_timer_set(v->deadline, PARK_MS);
 	else
@@ -338,10 +376,18 @@ int eng_vm_run(struct eng_vms *m, const struct vm_run *rq, struct reg_vm **out,
 
 // --- the end -----------------------------------------------------------------
 
+static void end_hooked(struct eng_vm *v, const char *why)
+{
+	(void)why; // it ends all the same
+	if (v->cell)
+		eng_cell_kill(v->cell);
+}
+
 void eng_vm_terminate(struct eng_vms *m, struct reg_vm *r, const char *code,
 		      const char *reason)
 {
 	struct eng_vm *v = r->live;
+	bool ran = r->state == VM_RUNNING;
 
 	(void)m;
 	if (!v || r->state == VM_TERMINATED || r->state == VM_TERMINATING)
@@ -350,8 +396,11 @@ void eng_vm_terminate(struct eng_vms *m, struct reg_vm *r, const char *code,
 	snprintf(v->end_reason, sizeof(v->end_reason), "%s", reason);
 	v->op = OP_TERMINATE;
 	vm_talk_stop(v);
-	vm_log_detach(v);
+	vm_hook_stop(v);
 	vm_set_state(v, VM_TERMINATING, code, "%s", reason);
+	if (ran && v->cell && vm_hook_start(v, VM_HOOK_TERMINATE, end_hooked))
+		return; // with its log, to the end
+	vm_log_detach(v);
 	if (v->cell)
 		eng_cell_kill(v->cell);
 	else
@@ -389,6 +438,7 @@ void vm_cell_gone(void *ctx, enum eng_end why, const char *detail)
 
 	v->cell = NULL;
 	vm_talk_stop(v);
+	vm_hook_stop(v);
 	vm_log_detach(v);
 	why_ended(text, sizeof(text), v, why, detail);
 	switch (v->op) {

@@ -259,10 +259,14 @@ static void adopt(struct eng_vm *v, const struct vm_run *rq)
 static void unpark(struct eng_vm *v)
 {
 	struct err e = ERR_INIT;
-	int rc = eng_cell_unpark(v->cell, v->payload, v->payload_len, &e);
+	bool mailbox = !v->r->agent; // else it is the run hook's
+	int rc = eng_cell_unpark(v->cell, mailbox ? v->payload : NULL,
+				 mailbox ? v->payload_len : 0, &e);
 
-	free(ptr_steal(v->payload));
-	v->payload_len = 0;
+	if (mailbox) {
+		free(ptr_steal(v->payload));
+		v->payload_len = 0;
+	}
 	if (rc) {
 		eng_vm_terminate(v->m, v->r, "cell-crashed", e.msg);
 		return;
@@ -298,13 +302,7 @@ static void unpark_soon(struct eng_vm *v, const struct vm_run *rq)
 {
 	struct eng_vms *m = v->m;
 
-	if (rq->payload_len) {
-		v->payload = malloc(rq->payload_len);
-		if (!v->payload)
-			abort();
-		memcpy(v->payload, rq->payload, rq->payload_len);
-		v->payload_len = rq->payload_len;
-	}
+	vm_keep_payload(v, rq);
 	v->pool_next = m->claimed;
 	v->pool_link = &m->claimed;
 	if (v->pool_next)

@@ -1,9 +1,9 @@
 // Suspend and resume, as chains of callbacks (states: vm.c; the other operations:
 // vm_ops.c).
 //
-//   suspend  SUSPENDING -> [agent: FREEZE] -> capture -> cell gone -> SUSPENDED
-//            failed: [agent: UNFREEZE] -> RUNNING
-//   resume   cell_thaw(own) -> started -> [agent: THAW] -> RUNNING
+//   suspend  SUSPENDING -> [suspend hook -> agent: FREEZE] -> capture -> cell gone
+//            -> SUSPENDED; failed: [agent: UNFREEZE] -> RUNNING
+//   resume   cell_thaw(own) -> started -> [agent: THAW -> resume hook] -> RUNNING
 //            failed: SUSPENDED, as before
 #include "vm_internal.h"
 
@@ -131,17 +131,33 @@ void vm_suspended(struct eng_vm *v)
 	v->has_cap = false;
 	v->op = OP_NONE;
 	r->suspends++;
-	seq = vm_set_state(v, VM_SUSPENDED, "requested", "%s", "");
+	seq =
+	    vm_set_state(v, VM_SUSPENDED, v->sleep_code, "%s", v->sleep_reason);
 	vm_op_ended(v, NULL);
 	eng_snaps_drop(v->m, seq, &old, drop_old);
 }
 
-int eng_vm_suspend(struct eng_vms *m, struct reg_vm *r, struct err *e)
+static void freeze(struct eng_vm *v)
 {
-	struct eng_vm *v = r->live;
+	if (v->r->agent)
+		vm_talk_start(v, FREEZE_MS, vm_encode_freeze, frozen);
+	else
+		capture(v);
+}
 
-	if (r->state != VM_RUNNING || v->op != OP_NONE)
-		return wrong_state(r, "suspended", e);
+static void hooked(struct eng_vm *v, const char *why)
+{
+	if (why)
+		suspend_failed(v, why);
+	else
+		freeze(v);
+}
+
+int vm_suspend(struct eng_vm *v, const char *code, const char *reason,
+	       struct err *e)
+{
+	struct eng_vms *m = v->m;
+
 	if (!eng_reg_healthy(m->env.reg, e))
 		return -EIO;
 	vm_pool_unpark(m); // it may just have been claimed
@@ -149,12 +165,22 @@ int eng_vm_suspend(struct eng_vms *m, struct reg_vm *r, struct err *e)
 	v->op_error[0] = '\0';
 	v->t0 = util_now_ns();
 	v->freeze_ns = 0;
-	vm_set_state(v, VM_SUSPENDING, "requested", "%s", "");
-	if (r->agent)
-		vm_talk_start(v, FREEZE_MS, vm_encode_freeze, frozen);
-	else
-		capture(v);
+	snprintf(v->sleep_code, sizeof(v->sleep_code), "%s", code);
+	snprintf(v->sleep_reason, sizeof(v->sleep_reason), "%s", reason);
+	vm_set_state(v, VM_SUSPENDING, code, "%s", reason);
+	if (!vm_hook_start(v, VM_HOOK_SUSPEND, hooked))
+		freeze(v);
 	return 0;
+}
+
+int eng_vm_suspend(struct eng_vms *m, struct reg_vm *r, struct err *e)
+{
+	struct eng_vm *v = r->live;
+
+	(void)m;
+	if (r->state != VM_RUNNING || v->op != OP_NONE)
+		return wrong_state(r, "suspended", e);
+	return vm_suspend(v, "requested", "", e);
 }
 
 // --- resume -----------------------------------------------------------------
@@ -191,6 +217,5 @@ void vm_resume_failed(struct eng_vm *v, const char *why)
 
 	snprintf(text, sizeof(text), "resume failed: %s", why);
 	log_warn("%s: %s", v->r->id, text);
-	vm_talk_stop(v);
 	vm_op_ended(v, text);
 }

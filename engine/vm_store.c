@@ -216,6 +216,8 @@ static void recover_vm(struct eng_vms *m, struct reg_vm *r,
 static void recover_version(struct reg_image *im, struct reg_version *ver,
 			    const struct id_set *have)
 {
+	if (ver->state != VER_SUCCESSFUL)
+		return; // it has none
 	ver->broken = !in_set(have, &ver->snap) ||
 		      (ver->has_disk && !in_set(have, &ver->disk));
 	if (ver->broken)
@@ -241,7 +243,8 @@ static void all_refs(struct eng_vms *m, struct id_set *out)
 		for (size_t k = 0; k < ims[i]->nversions; k++) {
 			struct reg_version *ver = ims[i]->versions[k];
 
-			refer(out, &ver->snap);
+			if (ver->state == VER_SUCCESSFUL)
+				refer(out, &ver->snap);
 			if (ver->has_disk)
 				refer(out, &ver->disk);
 		}

@@ -76,6 +76,7 @@ static void attempt(void *ctx)
 	v->talk.call =
 	    eng_agent_call(v->m->env.loop, fd, buf, w.len,
 			   MIN(ms, (uint64_t)TRY_MS), false, answered, v, &e);
+	explicit_bzero(buf, w.len); // a thaw's entropy, a role's credentials
 	if (!v->talk.call)
 		try_again(v, e.code ? e.code : -EIO, e.msg);
 }
@@ -168,16 +169,25 @@ static const char *spec_text(json_t *spec, const char *key)
 	return s ? s : "";
 }
 
-static struct reg_version *version_of(struct eng_vm *v)
+struct reg_version *vm_version_of(const struct eng_vm *v)
 {
 	struct reg_image *im = eng_reg_image(v->m->env.reg, v->r->image);
 
 	return im ? eng_reg_version(im, v->r->version) : NULL;
 }
 
+// thaw's own images have them all; those of CreateMicrovmImage as asked there.
+static bool all_caps(const struct reg_version *ver)
+{
+	const char *asked = json_string_value(json_array_get(
+	    json_object_get(ver->aws, "additionalOsCapabilities"), 0));
+
+	return !ver->aws || (asked && strcmp(asked, "ALL") == 0);
+}
+
 void vm_encode_start(struct eng_vm *v, struct wire_writer *w)
 {
-	struct reg_version *ver = version_of(v);
+	struct reg_version *ver = vm_version_of(v);
 	cleanup_free const char **argv = NULL, **env = NULL;
 	char buf[32];
 
@@ -194,17 +204,33 @@ void vm_encode_start(struct eng_vm *v, struct wire_writer *w)
 				.user = spec_text(ver->spec, "user"),
 				.cwd = spec_text(ver->spec, "workingDirectory"),
 				.hostname = host_name(v->r, buf),
+				.all_caps = all_caps(ver),
 			    });
 }
 
 // --- the log -----------------------------------------------------------------
 
+// It runs, or its hook does.
+static bool has_log(const struct eng_vm *v)
+{
+	return v->cell && (v->r->state == VM_RUNNING || v->hook.done);
+}
+
+static bool disabled(const struct reg_vm *r)
+{
+	return json_object_get(json_object_get(r->extra, "logging"),
+			       "disabled");
+}
+
 void vm_log_bytes(struct eng_vm *v, const void *p, size_t n)
 {
 	struct err e = ERR_INIT;
 	bool owned;
-	struct vmlog *lg = eng_vm_log(v->m, v->r, &owned, &e);
+	struct vmlog *lg;
 
+	if (disabled(v->r))
+		return;
+	lg = eng_vm_log(v->m, v->r, &owned, &e);
 	if (lg)
 		vmlog_write(lg, p, n);
 	else
@@ -222,7 +248,7 @@ static void log_closed(void *ctx)
 	struct eng_vm *v = ctx;
 
 	v->agent_log = NULL;
-	if (v->r->state == VM_RUNNING)
+	if (has_log(v))
 		eng_timer_set(v->log_retry, LOG_RETRY_MS);
 }
 
@@ -232,7 +258,7 @@ static void log_again(void *ctx)
 	struct err e = ERR_INIT;
 	int fd;
 
-	if (v->r->state != VM_RUNNING || !v->cell || v->agent_log)
+	if (!has_log(v) || v->agent_log)
 		return;
 	if (!eng_cell_connect(v->cell, AGENT_PORT, &fd, &e))
 		v->agent_log = eng_agent_log_open(v->m->env.loop, fd, log_came,
@@ -243,6 +269,8 @@ static void log_again(void *ctx)
 
 void vm_log_attach(struct eng_vm *v)
 {
+	if (disabled(v->r))
+		return;
 	if (!v->log_retry)
 		v->log_retry =
 		    eng_timer_create(v->m->env.loop, log_again, v, "agent log");

@@ -3,11 +3,17 @@
 // a page long; the "agent" answers every opening. Linked ahead of thaw_engine,
 // so that the linker takes these functions and leaves the real ones out.
 //
-// A guest without an agent obeys words in its mailbox (or runHookPayload):
+// A guest without an agent obeys words in its mailbox (or runHookPayload), one with
+// an agent those that a command is given as input:
 //   print TEXT   console output        poweroff, reset, crash, memory: it ends
 //   stuck        the next capture fails, the guest runs on
 //   slow MS      the next capture takes so long
 //   nostart      (payload) the thaw fails
+// One with an agent has an echo behind each of its ports; with FAKE_BRIDGE in the
+// environment, port N of this host (fake_bridge.c). A command with a terminal is
+// a fake shell, see there.
+#include "fake_cells.h"
+
 #include "agent_proto.h"
 #include "cells.h"
 
@@ -16,7 +22,8 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#define MAX_CONNS 64
+struct fake_hooks fake_hooks;
+struct fake_agent fake_agent;
 
 struct fake_conn {
 	struct fake_conn *next;
@@ -24,6 +31,9 @@ struct fake_conn {
 	struct eng_watch *watch;
 	int fd;
 	unsigned opening; // 0: none yet
+	unsigned port;	  // of AGENT_CONNECT
+	bool shell;	  // of AGENT_EXEC: with a terminal
+	struct fake_bridge *bridge;
 	uint8_t buf[AGENT_FRAME_MAX + AGENT_FRAME_HEAD];
 	size_t len;
 };
@@ -78,8 +88,14 @@ static void conn_free(struct fake_conn *c)
 		p = &(*p)->next;
 	*p = c->next;
 	eng_watch_destroy(c->watch);
+	fake_bridge_free(c->bridge);
 	close(c->fd);
 	free(c);
+}
+
+static void bridge_ended(void *ctx)
+{
+	conn_free(ctx);
 }
 
 static void cell_gone(struct eng_cell *c)
@@ -416,21 +432,101 @@ static void frame(struct fake_conn *c, unsigned type, const void *p, size_t n)
 		log_warn("fake agent: the other end does not read");
 }
 
+static void connect_to(struct fake_conn *c, const uint8_t *p, size_t n)
+{
+	static const char refused[] = {111, 0, 0, 0, 'n', 'o', 'n', 'e'};
+	struct wire_reader r = wire_reader_of(p, n);
+
+	c->port = wire_get_u16(&r);
+	if (c->port == fake_hooks.port && fake_hooks.refuses) {
+		c->opening = AGENT_PROBE; // no stream
+		frame(c, AGENT_ERROR, refused, sizeof(refused));
+	} else if (c->port != fake_hooks.port && getenv("FAKE_BRIDGE")) {
+		c->bridge = fake_bridge_create(c->cell->cells->loop, c->fd,
+					       c->port, bridge_ended, c);
+		if (!c->bridge)
+			c->opening = AGENT_PROBE;
+		frame(c, c->bridge ? AGENT_OK : AGENT_ERROR,
+		      c->bridge ? NULL : refused,
+		      c->bridge ? 0 : sizeof(refused));
+	} else {
+		frame(c, AGENT_OK, NULL, 0);
+	}
+}
+
+// Says what it is told, and obeys lines: "size" is answered with the terminal's,
+// "exit N" and the end of input end it, "flood N" writes N (at most 64) kilobytes.
+static void shell(struct fake_conn *c, unsigned type, const uint8_t *p,
+		  size_t n)
+{
+	uint8_t code[4] = {0};
+	char text[64 * 1024];
+
+	if (type == AGENT_RESIZE && n == 4) {
+		snprintf(text, sizeof(text), "size %u %u\r\n",
+			 p[0] | (unsigned)p[1] << 8,
+			 p[2] | (unsigned)p[3] << 8);
+		frame(c, AGENT_STDOUT, text, strlen(text));
+	} else if (type == AGENT_STDIN && n >= 7 && !memcmp(p, "exit ", 5)) {
+		code[0] = (uint8_t)atoi((const char *)p + 5);
+		frame(c, AGENT_EXIT, code, 4);
+	} else if (type == AGENT_STDIN && n >= 8 && !memcmp(p, "flood ", 6)) {
+		n = MIN((size_t)atoi((const char *)p + 6), (size_t)64) * 1024;
+		memset(text, 'x', n);
+		frame(c, AGENT_STDOUT, text, n);
+	} else if (type == AGENT_STDIN && n) {
+		frame(c, AGENT_STDOUT, p, n);
+	} else if (type == AGENT_STDIN) {
+		frame(c, AGENT_EXIT, code, 4);
+	}
+}
+
+// Notes what the agent hears; true: that it did not like it.
+static bool hear(unsigned type, const uint8_t *p, size_t n)
+{
+	static const char letters[] = {
+	    [AGENT_START] = 'S',    [AGENT_FREEZE] = 'F', [AGENT_THAW] = 'T',
+	    [AGENT_UNFREEZE] = 'U', [AGENT_RENEW] = 'R',  [AGENT_ROLE] = 'C'};
+	size_t at = strlen(fake_agent.heard);
+
+	if (type < sizeof(letters) && letters[type] &&
+	    at + 1 < sizeof(fake_agent.heard))
+		fake_agent.heard[at] = letters[type];
+	if (type == AGENT_START && n >= 4)
+		memcpy(&fake_agent.start_flags, p, 4);
+	if (type == AGENT_ROLE && n <= sizeof(fake_agent.role)) {
+		memcpy(fake_agent.role, p, n);
+		fake_agent.role_len = n;
+	}
+	return (type == AGENT_ROLE && fake_agent.old) ||
+	       (type == AGENT_FREEZE && fake_agent.stuck);
+}
+
 static void answer(struct fake_conn *c, unsigned type, const uint8_t *p,
 		   size_t n)
 {
+	static const uint8_t unknown[] = {EPROTO, 0, 0, 0, 'n', 'o'};
 	uint8_t probed[22] = {1, 1};
 	uint8_t zero[4] = {0};
 
+	if (c->opening == AGENT_EXEC && c->shell) {
+		shell(c, type, p, n);
+		return;
+	}
 	if (c->opening == AGENT_EXEC && type == AGENT_STDIN) {
-		if (n)
+		if (n) {
+			obey_all(c->cell, p, n);
 			frame(c, AGENT_STDOUT, p, n); // a fake cat
-		else
+		} else {
 			frame(c, AGENT_EXIT, zero, 4);
+		}
 		return;
 	}
 	c->opening = type;
 	switch (type) {
+	case AGENT_CONNECT:
+		connect_to(c, p, n);
+		break;
 	case AGENT_LOG:
 		frame(c, AGENT_LOGDATA, "\1fake application\n", 18);
 		break;
@@ -438,10 +534,15 @@ static void answer(struct fake_conn *c, unsigned type, const uint8_t *p,
 		frame(c, AGENT_PROBED, probed, sizeof(probed));
 		break;
 	case AGENT_EXEC:
+		c->shell =
+		    n && (p[0] & AGENT_EXEC_PTY) && getenv("FAKE_BRIDGE");
 		frame(c, AGENT_STDERR, "fake exec\n", 10);
 		break;
 	default:
-		frame(c, AGENT_OK, NULL, 0);
+		if (hear(type, p, n))
+			frame(c, AGENT_ERROR, unknown, sizeof(unknown));
+		else
+			frame(c, AGENT_OK, NULL, 0);
 		break;
 	}
 	if (type == AGENT_POWEROFF)
@@ -484,6 +585,31 @@ static void echo(struct fake_conn *c)
 	eng_watch_set(c->watch, c->len ? ENG_WRITE : ENG_READ);
 }
 
+// Answers a whole request to the hooks' port; false: it is not, yet or at all.
+static bool hook(struct fake_conn *c)
+{
+	size_t head, body;
+	char *end, *len;
+
+	c->buf[MIN(c->len, sizeof(c->buf) - 1)] = '\0';
+	end = strstr((char *)c->buf, "\r\n\r\n");
+	len = strstr((char *)c->buf, "Content-Length: ");
+	if (!end || !len)
+		return false;
+	head = (size_t)(end + 4 - (char *)c->buf);
+	body = (size_t)atoi(len + 16);
+	if (c->len < head + body)
+		return false;
+	sscanf((char *)c->buf, "POST %127s", fake_hooks.path);
+	snprintf(fake_hooks.body, sizeof(fake_hooks.body), "%s", end + 4);
+	fake_hooks.asked++;
+	c->len = 0;
+	if (fake_hooks.answer && fake_hooks.answer[0] &&
+	    write(c->fd, fake_hooks.answer, strlen(fake_hooks.answer)) < 0)
+		log_warn("fake hooks: the caller is gone");
+	return fake_hooks.answer;
+}
+
 static void conn_io(void *ctx, unsigned what)
 {
 	struct fake_conn *c = ctx;
@@ -501,8 +627,15 @@ static void conn_io(void *ctx, unsigned what)
 	}
 	if (c->opening != AGENT_CONNECT)
 		frames(c);
-	if (c->opening == AGENT_CONNECT)
+	if (c->bridge) {
+		eng_watch_destroy(ptr_steal(c->watch));
+		fake_bridge_start(c->bridge, c->buf, c->len);
+	} else if (c->opening == AGENT_CONNECT && c->port == fake_hooks.port) {
+		if (hook(c))
+			conn_free(c);
+	} else if (c->opening == AGENT_CONNECT) {
 		echo(c);
+	}
 }
 
 int eng_cell_connect(struct eng_cell *cell, uint32_t port, int *fd,

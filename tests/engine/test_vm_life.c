@@ -1,0 +1,425 @@
+// Hooks of microVMs, with fake cells: each transition with each kind of answer.
+#include "fake_cells.h"
+#include "vm_internal.h"
+
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#define OK "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+#define BUSY "HTTP/1.1 503 Busy\r\n\r\n"
+#define BAD "HTTP/1.1 400 Bad\r\n\r\n"
+#define NO_CONTENT "HTTP/1.1 204 No Content\r\n\r\n"
+#define PATH HOOK_PATH
+
+static char dir[64];
+static struct eng_loop *loop;
+static struct eng_jobs *jobs;
+static struct eng_reg *reg;
+static struct eng_cells *cells;
+static struct pgc_store *store;
+static struct eng_vms *vms;
+static struct reg_image *image;
+static struct reg_version *version;
+
+static void stop(void *ctx)
+{
+	(void)ctx;
+	eng_loop_stop(loop);
+}
+
+static void turn(uint64_t ms)
+{
+	struct eng_timer *t = eng_timer_create(loop, stop, NULL, "test");
+
+	eng_timer_set(t, ms);
+	eng_loop_run(loop);
+	eng_timer_destroy(t);
+}
+
+static void start(void)
+{
+	struct eng_cells_config cfg = {.struct_size = sizeof(cfg)};
+	struct eng_vms_env env;
+	struct err e = ERR_INIT;
+	char path[96];
+	bool fresh;
+
+	snprintf(path, sizeof(path), "%s/registry.db", dir);
+	cr_assert_eq(eng_loop_create(&loop, &e), 0);
+	cr_assert_eq(eng_jobs_create(&jobs, loop, 1, &e), 0);
+	cr_assert_eq(eng_reg_open(&reg, loop, path, &fresh, &e), 0, "%s",
+		     e.msg);
+	snprintf(path, sizeof(path), "%s/store", dir);
+	cr_assert_eq(pgc_store_open(&store, path, NULL, &e), 0, "%s", e.msg);
+	cr_assert_eq(eng_cells_create(&cells, loop, jobs, store, &cfg, &e), 0);
+	env = (struct eng_vms_env){.loop = loop,
+				   .jobs = jobs,
+				   .cells = cells,
+				   .store = store,
+				   .reg = reg,
+				   .kernel_path = "/k",
+				   .initrd_path = "/i",
+				   .log_dir = dir};
+	cr_assert_eq(eng_vms_create(&vms, &env, &e), 0);
+	cr_assert_eq(eng_vms_recover(vms, fresh, &e), 0, "%s", e.msg);
+}
+
+static void end(void)
+{
+	eng_vms_stop(vms);
+	for (unsigned i = 0; eng_vms_busy(vms) && i < 2000; i++)
+		turn(5);
+	cr_expect_not(eng_vms_busy(vms));
+	turn(20);
+	eng_cells_destroy(cells);
+	eng_jobs_destroy(jobs);
+	eng_vms_destroy(vms);
+	eng_reg_close(reg);
+	pgc_store_close(store);
+	eng_loop_destroy(loop);
+}
+
+static void make_snapshot(struct pgc_id *id)
+{
+	static uint8_t page[PGC_PAGE] = "fake";
+	const uint64_t npages[PGC_NUM_STREAMS] = {1, 0};
+	struct err e = ERR_INIT;
+	struct pgc_builder *b;
+
+	util_random(id->b, sizeof(id->b));
+	cr_assert_eq(pgc_builder_begin(store, id, NULL, npages, &b, &e), 0);
+	cr_assert_eq(pgc_builder_put(b, PGC_MEM, 0, page, 1, &e), 0);
+	cr_assert_eq(pgc_builder_commit(b, &e), 0, "%s", e.msg);
+}
+
+static void setup(void)
+{
+	struct reg_txn *t;
+
+	strcpy(dir, "/tmp/thaw-life-XXXXXX");
+	cr_assert_not_null(mkdtemp(dir));
+	log_init("test", LOG_LVL_ERR);
+	start();
+	image = eng_reg_image_add(reg, "img");
+	version = eng_reg_version_add(image);
+	version->mem_mib = 64;
+	version->vcpus = 1;
+	version->agent = true;
+	version->state = VER_SUCCESSFUL;
+	version->active = true;
+	version->spec = json_object();
+	version->sizes = json_object();
+	make_snapshot(&version->snap);
+	t = eng_reg_begin(reg);
+	eng_reg_put_image(t, image);
+	eng_reg_put_version(t, image, version);
+	eng_reg_commit(t);
+	memset(&fake_hooks, 0, sizeof(fake_hooks));
+	fake_hooks.answer = OK;
+	memset(&fake_agent, 0, sizeof(fake_agent));
+}
+
+static void teardown(void)
+{
+	char cmd[96];
+
+	end();
+	snprintf(cmd, sizeof(cmd), "rm -rf %s", dir);
+	cr_assert_eq(system(cmd), 0);
+}
+
+TestSuite(life, .init = setup, .fini = teardown, .timeout = 60);
+
+// The image's hooks: `which` is ENABLED, with a timeout of 1 s.
+static void enable(const char *which)
+{
+	json_decref(version->aws);
+	version->aws = json_pack("{s:{s:i,s:{s:s}}}", "hooks", "port", 9001,
+				 "microvmHooks", which, "ENABLED");
+	fake_hooks.port = 9001;
+}
+
+static int try_run(const char *idle, uint32_t max_s, const char *payload,
+		   bool parked, struct reg_vm **vm, struct err *e)
+{
+	json_t *extra =
+	    idle ? json_pack("{s:o}", "idlePolicy", json_loads(idle, 0, NULL))
+		 : NULL;
+	struct vm_run rq = {.image = image,
+			    .version = version,
+			    .name = "",
+			    .extra = extra,
+			    .parked = parked,
+			    .payload = payload,
+			    .payload_len = payload ? strlen(payload) : 0,
+			    .max_duration_s = max_s,
+			    .t0 = util_now_ns()};
+	int rc = eng_vm_run(vms, &rq, vm, e);
+
+	json_decref(extra);
+	return rc;
+}
+
+static struct reg_vm *run_one(const char *idle, uint32_t max_s,
+			      const char *payload)
+{
+	struct err e = ERR_INIT;
+	struct reg_vm *vm;
+
+	cr_assert_eq(try_run(idle, max_s, payload, false, &vm, &e), 0, "%s",
+		     e.msg);
+	return vm;
+}
+
+static void until(struct reg_vm *vm, enum vm_state state)
+{
+	for (unsigned i = 0; vm->state != state && i < 1500; i++)
+		turn(5);
+	cr_assert_eq(vm->state, state, "%s, not %s: %s",
+		     eng_state_name(vm->state), eng_state_name(state),
+		     vm->reason);
+}
+
+static void suspend(struct reg_vm *vm)
+{
+	struct err e = ERR_INIT;
+
+	until(vm, VM_RUNNING);
+	cr_assert_eq(eng_vm_suspend(vms, vm, &e), 0, "%s", e.msg);
+}
+
+static void resume(struct reg_vm *vm)
+{
+	struct err e = ERR_INIT;
+
+	cr_assert_eq(eng_vm_resume(vms, vm, util_now_ns(), &e), 0, "%s", e.msg);
+}
+
+static void op_ends(struct reg_vm *vm)
+{
+	for (unsigned i = 0; vm->live && vm->live->op != OP_NONE && i < 1500;
+	     i++)
+		turn(5);
+	cr_assert(!vm->live || vm->live->op == OP_NONE);
+}
+
+// --- hooks -------------------------------------------------------------------
+
+Test(life, run_is_told_id_and_payload_before_it_runs)
+{
+	char want[200];
+	struct reg_vm *vm;
+
+	enable("run");
+	fake_hooks.answer = NULL;
+	vm = run_one(NULL, 600, "a \"secret\"\n");
+	for (unsigned i = 0; !fake_hooks.asked && i < 400; i++)
+		turn(5);
+	cr_expect_eq(fake_hooks.asked, 1);
+	cr_expect_str_eq(fake_hooks.path, PATH "run");
+	snprintf(want, sizeof(want),
+		 "{\"microvmId\":\"%s\",\"runHookPayload\":"
+		 "\"a \\\"secret\\\"\\n\"}",
+		 vm->id);
+	cr_expect_str_eq(fake_hooks.body, want);
+	cr_expect_eq(vm->state, VM_PENDING, "no traffic before it answered");
+}
+
+Test(life, it_runs_once_run_answered_200)
+{
+	struct reg_vm *vm;
+
+	enable("run");
+	vm = run_one(NULL, 600, NULL);
+	until(vm, VM_RUNNING);
+	cr_expect_eq(fake_hooks.asked, 1);
+	cr_expect_not_null(strstr(fake_hooks.body, "\"runHookPayload\":\"\""));
+	suspend(vm);
+	until(vm, VM_SUSPENDED);
+	resume(vm);
+	until(vm, VM_RUNNING);
+	cr_expect_eq(fake_hooks.asked, 1, "only run is ENABLED");
+}
+
+Test(life, run_that_fails_ends_it_with_awss_words)
+{
+	static const struct {
+		const char *answer, *reason;
+	} bad[] = {
+	    {BAD, "Run lifecycle hook returned HTTP status 400. Please check "
+		  "your hook endpoint and application logs for more details."},
+	    {BUSY, "Run lifecycle hook returned HTTP status 503. Please check "
+		   "your hook endpoint and application logs for more details."},
+	    {NO_CONTENT,
+	     "Run lifecycle hook returned HTTP status 204. Please check "
+	     "your hook endpoint and application logs for more details."},
+	    {NULL, "Run hook invocation timed out after PT1S"},
+	    {"", "Run lifecycle hook could not be called on port 9001: it "
+		 "closed the connection without an answer. Please check your "
+		 "hook endpoint and application logs for more details."},
+	};
+
+	enable("run");
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+		struct reg_vm *vm;
+
+		fake_hooks.answer = bad[i].answer;
+		vm = run_one(NULL, 600, NULL);
+		until(vm, VM_TERMINATED);
+		cr_expect_str_eq(vm->reason, bad[i].reason);
+		cr_expect_str_eq(vm->code, "run-hook-failed");
+		cr_expect_eq(vm->started_ms, 0, "it never ran");
+	}
+	cr_expect_eq(fake_hooks.asked, ARRAY_SIZE(bad), "none is asked twice");
+}
+
+Test(life, nobody_at_the_hooks_port)
+{
+	struct reg_vm *vm;
+
+	enable("run");
+	fake_hooks.refuses = true;
+	vm = run_one(NULL, 600, NULL);
+	until(vm, VM_TERMINATED);
+	cr_expect_not_null(strstr(vm->reason, "port 9001"), "%s", vm->reason);
+	cr_expect_eq(fake_hooks.asked, 0);
+}
+
+Test(life, the_payload_of_a_parked_one_comes_with_its_claim)
+{
+	struct err e = ERR_INIT;
+	struct reg_pool *p;
+	struct reg_vm *vm, *claimed;
+	uint64_t seq;
+
+	enable("run");
+	cr_assert_eq(eng_pool_set(vms, "img", 1, &p, &seq, &e), 0);
+	cr_assert_eq(try_run(NULL, 600, NULL, true, &vm, &e), 0, "%s", e.msg);
+	until(vm, VM_PARKED);
+	cr_expect_eq(fake_hooks.asked, 0);
+	claimed = run_one(NULL, 600, "pay");
+	cr_assert_eq(claimed, vm);
+	cr_expect_eq(vm->state, VM_PENDING);
+	until(vm, VM_RUNNING);
+	cr_expect_eq(fake_hooks.asked, 1);
+	cr_expect_not_null(strstr(fake_hooks.body, "\"pay\""));
+}
+
+Test(life, hooks_need_an_agent)
+{
+	struct err e = ERR_INIT;
+	struct reg_vm *vm;
+
+	enable("terminate");
+	version->agent = false;
+	cr_expect_eq(try_run(NULL, 600, NULL, false, &vm, &e), -EINVAL);
+	cr_expect_not_null(strstr(e.msg, "agent"), "%s", e.msg);
+}
+
+Test(life, a_suspend_that_its_hook_refuses_is_none)
+{
+	struct reg_vm *vm;
+
+	enable("suspend");
+	fake_hooks.answer = BUSY;
+	vm = run_one(NULL, 600, NULL);
+	suspend(vm);
+	cr_expect_eq(vm->state, VM_SUSPENDING);
+	op_ends(vm);
+	cr_expect_eq(vm->state, VM_RUNNING);
+	cr_expect_str_eq(fake_hooks.path, PATH "suspend");
+	cr_expect_not_null(strstr(eng_vm_op_error(vm),
+				  "Suspend lifecycle hook returned HTTP "
+				  "status 503"),
+			   "%s", eng_vm_op_error(vm));
+	fake_hooks.answer = OK;
+	suspend(vm);
+	until(vm, VM_SUSPENDED);
+	cr_expect_eq(fake_hooks.asked, 2);
+}
+
+Test(life, a_resume_that_its_hook_refuses_leaves_it_suspended)
+{
+	struct reg_vm *vm;
+
+	enable("resume");
+	vm = run_one(NULL, 600, NULL);
+	suspend(vm);
+	until(vm, VM_SUSPENDED);
+	fake_hooks.answer = BAD;
+	resume(vm);
+	op_ends(vm);
+	cr_expect_eq(vm->state, VM_SUSPENDED);
+	cr_expect_str_eq(fake_hooks.path, PATH "resume");
+	cr_expect_not_null(strstr(eng_vm_op_error(vm),
+				  "Resume lifecycle hook returned HTTP status "
+				  "400"),
+			   "%s", eng_vm_op_error(vm));
+	fake_hooks.answer = OK;
+	resume(vm);
+	until(vm, VM_RUNNING);
+	cr_expect_eq(vm->resumes, 1);
+}
+
+Test(life, terminate_waits_for_its_hook)
+{
+	struct reg_vm *vm;
+	uint64_t t0;
+
+	enable("terminate");
+	fake_hooks.answer = NULL;
+	vm = run_one(NULL, 600, NULL);
+	until(vm, VM_RUNNING);
+	t0 = util_now_ns();
+	eng_vm_terminate(vms, vm, "requested", "");
+	cr_expect_eq(vm->state, VM_TERMINATING);
+	turn(300);
+	cr_expect_eq(vm->state, VM_TERMINATING);
+	cr_expect_eq(fake_hooks.asked, 1);
+	until(vm, VM_TERMINATED);
+	cr_expect_geq(util_now_ns() - t0, 900000000ull);
+	cr_expect_leq(util_now_ns() - t0, 3000000000ull, "no longer than that");
+	cr_expect_str_eq(vm->code, "requested");
+}
+
+Test(life, only_what_runs_is_told_of_its_end)
+{
+	struct reg_vm *vm;
+
+	enable("terminate");
+	vm = run_one(NULL, 600, NULL);
+	suspend(vm);
+	until(vm, VM_SUSPENDED);
+	eng_vm_terminate(vms, vm, "requested", "");
+	cr_expect_eq(vm->state, VM_TERMINATED);
+	vm = run_one(NULL, 600, NULL);
+	eng_vm_terminate(vms, vm, "requested", "");
+	until(vm, VM_TERMINATED);
+	cr_expect_eq(fake_hooks.asked, 0);
+}
+
+Test(life, a_stop_of_thawd_tells_the_application)
+{
+	enable("terminate");
+	until(run_one(NULL, 600, NULL), VM_RUNNING);
+	eng_vms_stop(vms);
+	for (unsigned i = 0; eng_vms_busy(vms) && i < 400; i++)
+		turn(5);
+	cr_expect_eq(fake_hooks.asked, 1);
+}
+
+Test(life, terminate_cuts_into_a_hook)
+{
+	struct reg_vm *vm;
+
+	enable("run");
+	fake_hooks.answer = NULL;
+	vm = run_one(NULL, 600, NULL);
+	for (unsigned i = 0; !fake_hooks.asked && i < 400; i++)
+		turn(5);
+	eng_vm_terminate(vms, vm, "requested", "");
+	until(vm, VM_TERMINATED);
+	cr_expect_str_eq(vm->code, "requested");
+}
