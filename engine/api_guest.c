@@ -33,8 +33,10 @@ struct eng_cell *api_cell_of(struct api *a, struct http_req *r, bool need_agent,
 			"MicroVM %s has an agent; only guests without one "
 			"have a mailbox",
 			vm->id);
-	if (!e.code)
+	if (!e.code) {
+		eng_vm_traffic(vm);
 		return cell;
+	}
 	api_fail(a, r, &e, "microvm", vm->id);
 	return NULL;
 }

@@ -26,6 +26,8 @@ const char eng_usage[] =
     "  --uid-base N           cells run as user ids from N on (2000000)\n"
     "  --jobs N               worker threads (2)\n"
     "  --libexec DIR          where thaw-cell and thaw-mkdisk are\n"
+    "  --time-scale N         for tests: idle policies' and maximum durations\n"
+    "                         pass N times as fast (1)\n"
     "  --log-level LEVEL      error, warn, info or debug (info)\n"
     "  --doctor [--json]      check this host and exit 0 or 1\n"
     "  --openapi              print the contract as OpenAPI 3.1\n"
@@ -46,6 +48,7 @@ enum {
 	OPT_UID_BASE,
 	OPT_JOBS,
 	OPT_LIBEXEC,
+	OPT_TIME_SCALE,
 	OPT_LOG_LEVEL,
 	OPT_DOCTOR,
 	OPT_JSON,
@@ -71,6 +74,7 @@ static const struct option options[] = {
     {"uid-base", required_argument, NULL, OPT_UID_BASE},
     {"jobs", required_argument, NULL, OPT_JOBS},
     {"libexec", required_argument, NULL, OPT_LIBEXEC},
+    {"time-scale", required_argument, NULL, OPT_TIME_SCALE},
     {"log-level", required_argument, NULL, OPT_LOG_LEVEL},
     {"doctor", no_argument, NULL, OPT_DOCTOR},
     {"json", no_argument, NULL, OPT_JSON},
@@ -150,6 +154,10 @@ static int set_number(struct eng_config *c, int opt, const char *v,
 	case OPT_MAX_CELLS:
 		rc = number("max-cells", v, 1, 65536, &n, e);
 		c->max_cells = (unsigned)n;
+		return rc;
+	case OPT_TIME_SCALE:
+		rc = number("time-scale", v, 1, 1000, &n, e);
+		c->time_scale = (unsigned)n;
 		return rc;
 	case OPT_JOBS:
 		rc = number("jobs", v, 1, 16, &n, e);
@@ -258,6 +266,7 @@ int eng_config_parse(struct eng_config *c, int argc, char **argv, struct err *e)
 
 	*c = (struct eng_config){
 	    .shells = 2,
+	    .time_scale = 1,
 	    .blanks = 2,
 	    .jobs = 2,
 	    .max_cells = 4096,

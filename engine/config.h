@@ -20,6 +20,7 @@ struct eng_config {
 	enum log_level log_level;
 	bool doctor, doctor_json;
 	bool help, version, openapi;
+	unsigned time_scale; // tests: durations pass so many times as fast
 };
 
 // 0, or -EINVAL and what is wrong with which flag.

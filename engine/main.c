@@ -216,6 +216,7 @@ static int make_vms(struct thawd *d, struct err *e)
 	    .initrd_path = d->cfg.initrd_path,
 	    .log_dir = d->cfg.log_dir,
 	    .memory_budget = d->cfg.memory_budget,
+	    .time_scale = d->cfg.time_scale,
 	};
 	int rc = eng_vms_create(&d->vms, &env, e);
 

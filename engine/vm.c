@@ -4,7 +4,7 @@
 // and, until it has ended, a live part (struct eng_vm) with its cell, timers
 // and waiters. Operations are chains of callbacks on the loop (vm_ops.c,
 // vm_sleep.c); at most one runs at a time on a microVM (`op`), and only terminate
-// may cut into another. Every chain ends in vm_set_state(), the one writer of the
+// may cut into another. Time ends some of them too (vm_idle.c). Every chain ends in vm_set_state(), the one writer of the
 // state, which puts record and event into one registry transaction.
 //
 // States, what holds in them, and who leaves them:
@@ -83,6 +83,8 @@ static void stamp(struct reg_vm *r, enum vm_state to)
 {
 	uint64_t now = wall_ms();
 
+	if (to == VM_RUNNING && r->live)
+		eng_vm_traffic(r); // idle from here on
 	if (to == VM_RUNNING && !r->started_ms)
 		r->started_ms = now;
 	if (to == VM_SUSPENDED)
@@ -129,6 +131,7 @@ static void waiters_tell(struct eng_vm *v)
 			waiter_finish(w, VM_WAIT_ENDED);
 	}
 	waiters_sweep(v);
+	vm_traffic_tell(v);
 }
 
 static uint64_t write_state(struct eng_vm *v, const char *from,
@@ -169,6 +172,7 @@ uint64_t vm_set_state(struct eng_vm *v, enum vm_state to, const char *code,
 	if (from == VM_PARKED)
 		vm_pool_ended(v);
 	seq = write_state(v, eng_state_name(from), NULL, NULL);
+	vm_arm(v);
 	waiters_tell(v);
 	return seq;
 }
@@ -181,6 +185,7 @@ void vm_set_claimed(struct eng_vm *v, enum vm_state to, const struct vm_run *rq)
 	stamp(v->r, to);
 	log_info("%s: PARKED -> %s (claimed)", v->r->id, eng_state_name(to));
 	write_state(v, "PARKED", rq->token, rq->params);
+	vm_arm(v);
 	waiters_tell(v);
 }
 
@@ -197,35 +202,16 @@ void vm_op_ended(struct eng_vm *v, const char *why)
 {
 	v->op = OP_NONE;
 	snprintf(v->op_error, sizeof(v->op_error), "%s", why ? why : "");
+	vm_arm(v);
 	for (struct vm_waiter *w = v->waiters; w; w = w->next) {
 		if (w->op_end)
 			waiter_finish(w, VM_WAIT_OP);
 	}
 	waiters_sweep(v);
+	vm_traffic_tell(v);
 }
 
 // --- the live part ----------------------------------------------------------
-
-static void deadline_passed(void *ctx)
-{
-	struct eng_vm *v = ctx;
-
-	if (v->r->parked) { // its duration has not begun: it is not ready
-		vm_fail_start(v, "it could not be parked in time");
-		return;
-	}
-	eng_vm_terminate(v->m, v->r, "max-duration",
-			 "its maximumDurationInSeconds is over");
-}
-
-void vm_arm_deadline(struct eng_vm *v)
-{
-	uint64_t start = v->r->started_ms ? v->r->started_ms : v->r->created_ms;
-	uint64_t end = start + (uint64_t)v->r->max_duration_s * 1000;
-	uint64_t now = wall_ms();
-
-	eng_timer_set(v->deadline, end > now ? end - now : 0);
-}
 
 static void live_free(void *ctx)
 {
@@ -241,6 +227,7 @@ static void live_free(void *ctx)
 	for (struct vm_waiter *w = v->waiters; w; w = w->next)
 		w->done = true;
 	waiters_sweep(v);
+	vm_traffic_end(v);
 	vmlog_close(v->log);
 	free(v->payload);
 	free(v);
@@ -255,7 +242,7 @@ struct eng_vm *vm_live_new(struct eng_vms *m, struct reg_vm *r)
 	v->m = m;
 	v->r = r;
 	r->live = v;
-	v->deadline = eng_timer_create(m->env.loop, deadline_passed, v,
+	v->deadline = eng_timer_create(m->env.loop, vm_timer_fired, v,
 				       "microvm deadline");
 	return v;
 }
@@ -306,6 +293,9 @@ void vm_ended(struct eng_vm *v, const char *code, const char *reason)
 	eng_timer_stop(v->deadline);
 	seq = vm_set_state(v, VM_TERMINATED, code, "%s", reason);
 	vm_op_ended(v, reason);
+	vm_traffic_end(v);
+	for (unsigned i = 0; i < v->m->nends; i++)
+		v->m->ends[i].cb(v->m->ends[i].ctx, r);
 	eng_snaps_drop(v->m, seq, ids, n);
 	r->live = NULL;
 	eng_loop_defer(v->m->env.loop, live_free, v, "microvm end");
@@ -442,6 +432,18 @@ int eng_vm_find(struct eng_vms *m, const char *text, struct reg_vm **out,
 			       text);
 	*out = hit;
 	return 0;
+}
+
+struct reg_vm *eng_vm_by_endpoint(struct eng_vms *m, const char *uuid)
+{
+	size_t n;
+	struct reg_vm *const *vms = eng_reg_vms(m->env.reg, &n);
+
+	while (n-- > 0) { // newest first
+		if (strcmp(vms[n]->endpoint, uuid) == 0)
+			return vms[n];
+	}
+	return NULL;
 }
 
 // --- the host's promises ----------------------------------------------------

@@ -21,7 +21,8 @@ struct eng_vms_env {
 	struct eng_reg *reg;
 	const char *kernel_path, *initrd_path; // of guests with an agent
 	const char *log_dir;
-	uint64_t memory_budget; // bytes of guest memory; 0: no limit
+	uint64_t memory_budget;	 // bytes of guest memory; 0: no limit
+	unsigned time_scale;	 // tests: durations pass so many times as fast
 };
 
 int eng_vms_create(struct eng_vms **out, const struct eng_vms_env *env,
@@ -79,6 +80,41 @@ void eng_vm_wait(struct eng_vms *m, struct reg_vm *vm, unsigned mask,
 // Why its last suspend or resume failed; "" when it did not.
 const char *eng_vm_op_error(const struct reg_vm *vm);
 
+// --- traffic (vm_traffic.c) --------------------------------------------------
+
+// Something came in for it from outside: the idle policy counts from now on.
+void eng_vm_traffic(struct reg_vm *vm);
+// A byte stream to a TCP port of the guest, for traffic from outside. A RUNNING
+// microVM is asked at once; a SUSPENDED (or SUSPENDING) one whose idle policy says
+// autoResumeEnabled, or that has none, is resumed first; a PENDING one is waited for.
+// `cb` is called once, on a later turn: fd >= 0 (the caller's; connected,
+// non-blocking), or -ECONNREFUSED: nobody listens; -EBUSY: not in a state for it,
+// and not on its way there; -ETIMEDOUT; -EDQUOT: it does not fit now; -ENOENT:
+// it has ended; else -errno. `why` may be a sentence. The handle is gone after it.
+struct vm_opening;
+int eng_vm_open(struct eng_vms *m, struct reg_vm *vm, unsigned port,
+		uint64_t timeout_ms,
+		void (*cb)(void *ctx, int fd, const char *why), void *ctx,
+		struct vm_opening **out, struct err *e);
+// The same without a stream: fd is 0 once it is RUNNING.
+int eng_vm_wake(struct eng_vms *m, struct reg_vm *vm, uint64_t timeout_ms,
+		void (*cb)(void *ctx, int rc, const char *why), void *ctx,
+		struct vm_opening **out, struct err *e);
+void eng_vm_open_cancel(struct vm_opening *o); // cb does not come; NULL is fine
+// Called when a microVM has ended for good, before its record may be removed.
+void eng_vms_on_end(struct eng_vms *m, void (*cb)(void *ctx, struct reg_vm *vm),
+		    void *ctx);
+
+// --- network connectors (vm_net.c) -------------------------------------------
+
+// RunMicrovm's lists, or NULL. -EINVAL. `accept`: egress that nobody serves.
+int eng_net_check(const json_t *ingress, const json_t *egress, bool accept,
+		  struct err *e);
+// May its ports be asked from outside? Yes when RunMicrovm named no connectors.
+bool eng_vm_may_http(const struct reg_vm *vm);
+// And its shell? -EINVAL with AWS's words.
+int eng_vm_may_shell(const struct reg_vm *vm, struct err *e);
+
 // Adds to a copy of its timings what has become known since.
 void eng_vm_late_timings(const struct reg_vm *vm, json_t *timings);
 // Its cell, while RUNNING; NULL otherwise.
@@ -93,6 +129,10 @@ struct vmlog *eng_vm_log(struct eng_vms *m, struct reg_vm *vm, bool *owned,
 // -ENOENT, -EINVAL: ambiguous, naming candidates.
 int eng_vm_find(struct eng_vms *m, const char *text, struct reg_vm **out,
 		struct err *e);
+
+// The one whose endpoint's host name begins with this UUID (in lower case); also
+// one that has ended. NULL: none.
+struct reg_vm *eng_vm_by_endpoint(struct eng_vms *m, const char *uuid);
 
 // What is promised to guests at this moment.
 struct vm_totals {

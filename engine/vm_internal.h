@@ -75,6 +75,8 @@ struct eng_vm {
 	struct eng_timer *log_retry, *deadline;
 	struct vmlog *log;
 	struct vm_waiter *waiters;
+	struct vm_opening *openings;	    // vm_traffic.c
+	uint64_t traffic_ns;		    // when something last came in
 	char end_code[32], end_reason[256]; // OP_TERMINATE: as asked for
 	char op_error[300];
 	uint64_t freeze_ns;
@@ -85,6 +87,11 @@ struct eng_vm {
 
 struct snaps_drop;
 struct gc_job;
+
+struct vm_end_cb {
+	void (*cb)(void *ctx, struct reg_vm *vm);
+	void *ctx;
+};
 
 struct eng_vms {
 	struct eng_vms_env env;
@@ -102,6 +109,8 @@ struct eng_vms {
 	bool unparking;			  // a call that does it is due
 	bool pools_dirty;		  // counts to be written
 	struct eng_timer *pool_timer;
+	struct vm_end_cb ends[4]; // eng_vms_on_end()
+	unsigned nends;
 };
 
 // --- vm.c ------------------------------------------------------------------
@@ -123,9 +132,17 @@ void vm_set_claimed(struct eng_vm *v, enum vm_state to,
 void vm_op_ended(struct eng_vm *v, const char *why);
 // The last transition: TERMINATED; the live part goes on a later turn.
 void vm_ended(struct eng_vm *v, const char *code, const char *reason);
-void vm_arm_deadline(struct eng_vm *v);
 // `yield`: at the cost of parked ones.
 int vm_fits(struct eng_vms *m, uint32_t mem_mib, bool yield, struct err *e);
+
+// --- vm_idle.c ---------------------------------------------------------------
+
+void vm_arm(struct eng_vm *v); // its timer, after whatever changed
+void vm_timer_fired(void *vm);
+bool vm_due(struct eng_vm *v); // a deadline has passed: that is being seen to
+// What its idle policy says: being suspended ends it; traffic resumes it.
+bool vm_ends_suspended(const struct reg_vm *r);
+bool vm_wakes(const struct reg_vm *r);
 
 // --- vm_hooks.c --------------------------------------------------------------
 
@@ -181,6 +198,11 @@ void vm_pool_ended(struct eng_vm *v); // one that was PARKED will not be claimed
 // and none was.
 bool vm_pool_yield(struct eng_vms *m, uint64_t bytes);
 void vm_pool_fini(struct eng_vms *m); // writes the counts
+
+// --- vm_traffic.c ------------------------------------------------------------
+
+void vm_traffic_tell(struct eng_vm *v); // its state or operation changed
+void vm_traffic_end(struct eng_vm *v);	// there is no more of it
 
 // --- vm_store.c --------------------------------------------------------------
 

@@ -93,8 +93,6 @@ void vm_now_running(struct eng_vm *v)
 		     "%s", "");
 	if (resumed)
 		vm_op_ended(v, NULL);
-	else
-		vm_arm_deadline(v);
 	if (v->r->agent)
 		vm_log_attach(v);
 }
@@ -368,7 +366,7 @@ int eng_vm_run(struct eng_vms *m, const struct vm_run *rq, struct reg_vm **out,
 	if (rq->parked)
 		eng_timer_set(v->deadline, PARK_MS);
 	else
-		vm_arm_deadline(v); // from its creation; again when it runs
+		vm_arm(v);
 	vm_born(v, rq->token, rq->params);
 	*out = v->r;
 	return 0;

@@ -320,7 +320,6 @@ static void claim(struct eng_vm *v, const struct vm_run *rq)
 	vm_note_t0(v);
 	vm_note_now(v, "claimed");
 	vm_set_claimed(v, v->r->agent ? VM_PENDING : VM_RUNNING, rq);
-	vm_arm_deadline(v);
 	unpark_soon(v, rq);
 }
 

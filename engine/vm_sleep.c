@@ -157,9 +157,15 @@ int vm_suspend(struct eng_vm *v, const char *code, const char *reason,
 	       struct err *e)
 {
 	struct eng_vms *m = v->m;
+	struct reg_vm *r = v->r;
 
 	if (!eng_reg_healthy(m->env.reg, e))
 		return -EIO;
+	if (vm_ends_suspended(r)) {
+		eng_vm_terminate(m, r, code,
+				 "its suspendedDurationSeconds is 0");
+		return 0;
+	}
 	vm_pool_unpark(m); // it may just have been claimed
 	v->op = OP_SUSPEND;
 	v->op_error[0] = '\0';
@@ -191,7 +197,7 @@ int eng_vm_resume(struct eng_vms *m, struct reg_vm *r, uint64_t t0,
 	struct eng_vm *v = r->live;
 	int rc;
 
-	if (r->state != VM_SUSPENDED || v->op != OP_NONE)
+	if (r->state != VM_SUSPENDED || v->op != OP_NONE || vm_due(v))
 		return wrong_state(r, "resumed", e);
 	rc = vm_may_start(m, e);
 	if (!rc && eng_vms_fits(m, r->mem_mib, e)) {

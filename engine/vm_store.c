@@ -210,7 +210,7 @@ static void recover_vm(struct eng_vms *m, struct reg_vm *r,
 			   "its snapshot is missing from the store");
 		return;
 	}
-	vm_arm_deadline(vm_live_new(m, r));
+	vm_arm(vm_live_new(m, r));
 }
 
 static void recover_version(struct reg_image *im, struct reg_version *ver,

@@ -1,4 +1,5 @@
-// Hooks of microVMs, with fake cells: each transition with each kind of answer.
+// Hooks and timers of microVMs, with fake cells: each transition with each kind
+// of answer, and each deadline, also across a restart.
 #include "fake_cells.h"
 #include "vm_internal.h"
 
@@ -22,6 +23,7 @@ static struct pgc_store *store;
 static struct eng_vms *vms;
 static struct reg_image *image;
 static struct reg_version *version;
+static unsigned scale;
 
 static void stop(void *ctx)
 {
@@ -59,6 +61,7 @@ static void start(void)
 				   .cells = cells,
 				   .store = store,
 				   .reg = reg,
+				   .time_scale = scale,
 				   .kernel_path = "/k",
 				   .initrd_path = "/i",
 				   .log_dir = dir};
@@ -101,6 +104,7 @@ static void setup(void)
 	strcpy(dir, "/tmp/thaw-life-XXXXXX");
 	cr_assert_not_null(mkdtemp(dir));
 	log_init("test", LOG_LVL_ERR);
+	scale = 100;
 	start();
 	image = eng_reg_image_add(reg, "img");
 	version = eng_reg_version_add(image);
@@ -422,4 +426,149 @@ Test(life, terminate_cuts_into_a_hook)
 	eng_vm_terminate(vms, vm, "requested", "");
 	until(vm, VM_TERMINATED);
 	cr_expect_str_eq(vm->code, "requested");
+}
+
+// --- time --------------------------------------------------------------------
+
+#define POLICY(max, susp, resume)              \
+	"{\"maxIdleDurationSeconds\":" #max    \
+	",\"suspendedDurationSeconds\":" #susp \
+	",\"autoResumeEnabled\":" #resume "}"
+
+Test(life, idle_suspends)
+{
+	uint64_t t0 = util_now_ns();
+	struct reg_vm *vm = run_one(POLICY(60, 6000, true), 28800, NULL);
+
+	until(vm, VM_SUSPENDED); // 60 s, a hundred times as fast
+	cr_expect_geq(util_now_ns() - t0, 600000000ull);
+	cr_expect_str_eq(vm->code, "idle");
+	cr_expect_str_eq(vm->reason, "no traffic for 60 s");
+}
+
+Test(life, traffic_keeps_it)
+{
+	struct reg_vm *vm = run_one(POLICY(60, 6000, true), 28800, NULL);
+
+	until(vm, VM_RUNNING);
+	for (unsigned i = 0; i < 12; i++) {
+		turn(100);
+		eng_vm_traffic(vm);
+		cr_assert_eq(vm->state, VM_RUNNING, "%u", i);
+	}
+	until(vm, VM_SUSPENDED);
+}
+
+Test(life, idle_counts_from_the_resume)
+{
+	struct reg_vm *vm = run_one(POLICY(60, 60000, true), 28800, NULL);
+	uint64_t t0;
+
+	until(vm, VM_SUSPENDED);
+	turn(700);
+	t0 = util_now_ns();
+	resume(vm);
+	until(vm, VM_RUNNING);
+	until(vm, VM_SUSPENDED);
+	cr_expect_geq(util_now_ns() - t0, 600000000ull);
+}
+
+Test(life, suspended_too_long_ends)
+{
+	struct reg_vm *vm = run_one(POLICY(600, 60, true), 28800, NULL);
+
+	suspend(vm);
+	until(vm, VM_SUSPENDED);
+	turn(300);
+	cr_expect_eq(vm->state, VM_SUSPENDED);
+	until(vm, VM_TERMINATED);
+	cr_expect_str_eq(vm->code, "suspended-duration");
+	cr_expect_geq(vm->ended_ms - vm->suspended_ms, 600);
+}
+
+Test(life, zero_ends_instead_of_suspending)
+{
+	struct reg_vm *vm = run_one(POLICY(60, 0, true), 28800, NULL);
+
+	until(vm, VM_RUNNING);
+	until(vm, VM_TERMINATED);
+	cr_expect_str_eq(vm->code, "idle");
+	cr_expect_eq(vm->suspends, 0);
+	vm = run_one(POLICY(6000, 0, true), 28800, NULL);
+	suspend(vm);
+	until(vm, VM_TERMINATED);
+	cr_expect_str_eq(vm->code, "requested");
+}
+
+Test(life, the_idle_suspend_asks_its_hook)
+{
+	struct reg_vm *vm;
+
+	enable("suspend");
+	fake_hooks.answer = BUSY;
+	vm = run_one(POLICY(60, 6000, true), 28800, NULL);
+	until(vm, VM_RUNNING);
+	for (unsigned i = 0; !fake_hooks.asked && i < 400; i++)
+		turn(5);
+	until(vm, VM_RUNNING);
+	fake_hooks.answer = OK;
+	until(vm, VM_SUSPENDED);
+	cr_expect_eq(fake_hooks.asked, 2, "again after 60 s more, no sooner");
+}
+
+Test(life, the_duration_counts_while_suspended)
+{
+	struct reg_vm *vm = run_one(NULL, 60, NULL);
+
+	suspend(vm);
+	until(vm, VM_SUSPENDED);
+	until(vm, VM_TERMINATED);
+	cr_expect_str_eq(vm->code, "max-duration");
+	cr_expect_geq(vm->ended_ms - vm->started_ms, 600);
+	cr_expect_leq(vm->ended_ms - vm->started_ms, 3000);
+}
+
+static struct reg_vm *restarted(const char *id, uint64_t down_ms)
+{
+	struct reg_vm *vm;
+
+	end();
+	usleep((useconds_t)down_ms * 1000);
+	start();
+	vm = eng_reg_vm(reg, id);
+	cr_assert_not_null(vm);
+	return vm;
+}
+
+Test(life, deadlines_survive_a_restart)
+{
+	char id[REG_ID_LEN + 1];
+	struct reg_vm *vm = run_one(POLICY(6000, 200, true), 28800, NULL);
+
+	strcpy(id, vm->id);
+	suspend(vm);
+	until(vm, VM_SUSPENDED);
+	vm = restarted(id, 300);
+	turn(20);
+	cr_expect_eq(vm->state, VM_SUSPENDED, "2 s have not passed");
+	until(vm, VM_TERMINATED);
+	cr_expect_str_eq(vm->code, "suspended-duration");
+	cr_expect_geq(vm->ended_ms - vm->suspended_ms, 2000);
+	cr_expect_leq(vm->ended_ms - vm->suspended_ms, 4000);
+}
+
+Test(life, one_that_passed_meanwhile_is_due_at_start)
+{
+	char id[REG_ID_LEN + 1];
+	struct reg_vm *vm = run_one(NULL, 60, NULL);
+	struct err e = ERR_INIT;
+
+	strcpy(id, vm->id);
+	suspend(vm);
+	until(vm, VM_SUSPENDED);
+	vm = restarted(id, 700);
+	cr_expect_eq(eng_vm_resume(vms, vm, util_now_ns(), &e), -EBUSY,
+		     "not even when it is asked for before its timer fires");
+	cr_expect_eq(vm->state, VM_TERMINATED);
+	cr_expect_str_eq(vm->code, "max-duration");
 }
