@@ -26,6 +26,10 @@ const char eng_usage[] =
     "  --uid-base N           cells run as user ids from N on (2000000)\n"
     "  --jobs N               worker threads (2)\n"
     "  --libexec DIR          where thaw-cell and thaw-mkdisk are\n"
+    "  --role ARN=FILE        microVMs with this executionRoleArn get FILE's\n"
+    "                         credentials, as a credential process prints "
+    "them\n"
+    "                         (repeat for more)\n"
     "  --time-scale N         for tests: idle policies' and maximum durations\n"
     "                         pass N times as fast (1)\n"
     "  --log-level LEVEL      error, warn, info or debug (info)\n"
@@ -48,6 +52,7 @@ enum {
 	OPT_UID_BASE,
 	OPT_JOBS,
 	OPT_LIBEXEC,
+	OPT_ROLE,
 	OPT_TIME_SCALE,
 	OPT_LOG_LEVEL,
 	OPT_DOCTOR,
@@ -74,6 +79,7 @@ static const struct option options[] = {
     {"uid-base", required_argument, NULL, OPT_UID_BASE},
     {"jobs", required_argument, NULL, OPT_JOBS},
     {"libexec", required_argument, NULL, OPT_LIBEXEC},
+    {"role", required_argument, NULL, OPT_ROLE},
     {"time-scale", required_argument, NULL, OPT_TIME_SCALE},
     {"log-level", required_argument, NULL, OPT_LOG_LEVEL},
     {"doctor", no_argument, NULL, OPT_DOCTOR},
@@ -99,6 +105,14 @@ static char *join(const char *dir, const char *name)
 	if (asprintf(&out, "%s/%s", dir, name) < 0)
 		abort();
 	return out;
+}
+
+static void add_role(struct eng_config *c, const char *map)
+{
+	c->roles = reallocarray(c->roles, c->nroles + 1, sizeof(*c->roles));
+	if (!c->roles)
+		abort();
+	c->roles[c->nroles++] = map; // argv's, which stays
 }
 
 static int number(const char *flag, const char *text, unsigned long lo,
@@ -209,6 +223,9 @@ static int set_option(struct eng_config *c, int opt, const char *v,
 	case OPT_LIBEXEC:
 		set_text(libexec, v);
 		return 0;
+	case OPT_ROLE:
+		add_role(c, v);
+		return 0;
 	case OPT_LOG_LEVEL:
 		if (log_level_parse(v, &c->log_level))
 			return err_set(e, -EINVAL,
@@ -306,6 +323,7 @@ void eng_config_free(struct eng_config *c)
 	free(c->state_dir);
 	free(c->socket_path);
 	free(c->region);
+	free(c->roles);
 	free(c->kernel_path);
 	free(c->initrd_path);
 	free(c->cell_path);

@@ -10,6 +10,8 @@ struct eng_config {
 	char *state_dir, *socket_path, *kernel_path, *initrd_path;
 	char *cell_path, *mkdisk_path;
 	char *store_dir, *log_dir, *tmp_dir, *registry_path; // in state_dir
+	const char **roles; // ARN=FILE, as given
+	size_t nroles;
 	bool has_group;
 	gid_t group;
 	char *region; // NULL: not given

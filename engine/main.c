@@ -1,9 +1,11 @@
 // thawd: the trusted loop. Reads like a list of what there is, in the order in
 // which it is made; the end takes it down in the opposite one.
 #include "api.h"
+#include "arn.h"
 #include "doctor.h"
 #include "events.h"
 #include "keeper.h"
+#include "roles.h"
 #include "shape.h"
 
 #include <errno.h>
@@ -30,6 +32,7 @@ struct thawd {
 	struct eng_reg *reg;
 	bool fresh;
 	struct eng_cells *cells;
+	struct eng_roles *roles;
 	struct eng_vms *vms;
 	struct eng_images *images;
 	struct eng_events *events;
@@ -204,6 +207,14 @@ static int make_cells(struct thawd *d, struct err *e)
 	return eng_cells_create(&d->cells, d->loop, d->jobs, d->store, &c, e);
 }
 
+// Before anything runs: a file that cannot be used is better known now.
+static int read_roles(struct thawd *d, struct err *e)
+{
+	return d->cfg.nroles
+		   ? eng_roles_create(&d->roles, d->cfg.roles, d->cfg.nroles, e)
+		   : 0;
+}
+
 static int make_vms(struct thawd *d, struct err *e)
 {
 	struct eng_vms_env env = {
@@ -215,6 +226,8 @@ static int make_vms(struct thawd *d, struct err *e)
 	    .kernel_path = d->cfg.kernel_path,
 	    .initrd_path = d->cfg.initrd_path,
 	    .log_dir = d->cfg.log_dir,
+	    .roles = d->roles,
+	    .region = eng_arn_region(),
 	    .memory_budget = d->cfg.memory_budget,
 	    .time_scale = d->cfg.time_scale,
 	};
@@ -353,6 +366,7 @@ static void take_down(struct thawd *d)
 		eng_jobs_destroy(d->jobs);
 	eng_images_destroy(d->images);
 	eng_vms_destroy(d->vms);
+	eng_roles_destroy(d->roles);
 	eng_events_destroy(d->events);
 	eng_reg_close(d->reg);
 	pgc_store_close(d->store);
@@ -369,10 +383,10 @@ static void take_down(struct thawd *d)
 
 typedef int step(struct thawd *d, struct err *e);
 static step *const steps[] = {
-    start_log,	   raise_limits,  make_dirs,   start_keeper,
-    block_signals, make_loop,	  make_jobs,   open_store,
-    clean_tmp,	   open_registry, make_cells,  make_vms,
-    make_images,   make_events,	  listen_http, watch_signals,
+    start_log,	   raise_limits, make_dirs,  start_keeper,  block_signals,
+    make_loop,	   make_jobs,	 open_store, clean_tmp,	    open_registry,
+    make_cells,	   read_roles,	 make_vms,   make_images,   make_events,
+    listen_http,   watch_signals,
 };
 
 static int run(struct thawd *d)

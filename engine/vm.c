@@ -520,6 +520,10 @@ int eng_vms_create(struct eng_vms **out, const struct eng_vms_env *env,
 	if (!sysinfo(&si))
 		m->memory_total = (uint64_t)si.totalram * si.mem_unit;
 	m->vcpus_total = (unsigned)MAX(1l, sysconf(_SC_NPROCESSORS_ONLN));
+	if (vm_roles_start(m, e)) {
+		free(m);
+		return -ENOMEM;
+	}
 	*out = m;
 	return 0;
 }
@@ -569,6 +573,7 @@ void eng_vms_destroy(struct eng_vms *m)
 	}
 	eng_timer_destroy(m->gc_timer);
 	eng_timer_destroy(m->pool_timer);
+	vm_roles_stop(m);
 	vm_store_fini(m);
 	free(m);
 }

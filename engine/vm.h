@@ -21,6 +21,8 @@ struct eng_vms_env {
 	struct eng_reg *reg;
 	const char *kernel_path, *initrd_path; // of guests with an agent
 	const char *log_dir;
+	struct eng_roles *roles; // of executionRoleArn; NULL: none is mapped
+	const char *region;	 // that guests are told
 	uint64_t memory_budget;	 // bytes of guest memory; 0: no limit
 	unsigned time_scale;	 // tests: durations pass so many times as fast
 };

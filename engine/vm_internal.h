@@ -55,6 +55,15 @@ struct vm_hook_call {
 	struct eng_timer *timer;
 };
 
+// What its agent knows of its role (vm_roles.c).
+struct vm_role {
+	uint32_t version, told; // 0: nothing; being told, or last
+	bool refused;		// by its agent
+	uint64_t by_ns;		// the conversation that follows:
+	void (*encode)(struct eng_vm *v, struct wire_writer *w);
+	void (*done)(struct eng_vm *v, int rc, const char *why);
+};
+
 // The part of a microVM that lives in this thawd; from creation (or recovery
 // as SUSPENDED) until TERMINATED.
 struct eng_vm {
@@ -71,6 +80,7 @@ struct eng_vm {
 	uint64_t t0; // of the operation
 	struct vm_talk talk;
 	struct vm_hook_call hook;
+	struct vm_role role;
 	struct eng_agent_log *agent_log;
 	struct eng_timer *log_retry, *deadline;
 	struct vmlog *log;
@@ -109,6 +119,8 @@ struct eng_vms {
 	bool unparking;			  // a call that does it is due
 	bool pools_dirty;		  // counts to be written
 	struct eng_timer *pool_timer;
+	struct eng_timer *roles_timer;
+	bool roles_owed;	  // somebody may have to be told
 	struct vm_end_cb ends[4]; // eng_vms_on_end()
 	unsigned nends;
 };
@@ -203,6 +215,16 @@ void vm_pool_fini(struct eng_vms *m); // writes the counts
 
 void vm_traffic_tell(struct eng_vm *v); // its state or operation changed
 void vm_traffic_end(struct eng_vm *v);	// there is no more of it
+
+// --- vm_roles.c --------------------------------------------------------------
+
+// vm_talk_start(), after its agent was told the credentials of its role, if this
+// thawd has any.
+void vm_talk_with_role(struct eng_vm *v, uint64_t timeout_ms,
+		       void (*encode)(struct eng_vm *v, struct wire_writer *w),
+		       void (*done)(struct eng_vm *v, int rc, const char *why));
+int vm_roles_start(struct eng_vms *m, struct err *e);
+void vm_roles_stop(struct eng_vms *m);
 
 // --- vm_store.c --------------------------------------------------------------
 

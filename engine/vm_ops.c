@@ -132,7 +132,7 @@ static void handshake_done(struct eng_vm *v, int rc, const char *why)
 
 void vm_handshake(struct eng_vm *v)
 {
-	vm_talk_start(v, HANDSHAKE_MS, vm_encode_thaw, handshake_done);
+	vm_talk_with_role(v, HANDSHAKE_MS, vm_encode_thaw, handshake_done);
 }
 
 static void renewed(struct eng_vm *v, int rc, const char *why)
@@ -193,7 +193,7 @@ static void cell_vsock_up(void *ctx)
 
 	if (v->op == OP_START && v->r->cold && v->r->agent) {
 		vm_note_now(v, "vsockUp");
-		vm_talk_start(v, BOOT_MS, vm_encode_start, handshake_done);
+		vm_talk_with_role(v, BOOT_MS, vm_encode_start, handshake_done);
 	}
 }
 

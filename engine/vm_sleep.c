@@ -49,7 +49,7 @@ static void back_to_running(struct eng_vm *v, const char *why)
 {
 	snprintf(v->op_error, sizeof(v->op_error), "%s", why);
 	if (v->r->agent)
-		vm_talk_start(v, FREEZE_MS, vm_encode_unfreeze, unfrozen);
+		vm_talk_with_role(v, FREEZE_MS, vm_encode_unfreeze, unfrozen);
 	else
 		suspend_failed(v, v->op_error);
 }

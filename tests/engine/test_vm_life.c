@@ -1,12 +1,15 @@
 // Hooks and timers of microVMs, with fake cells: each transition with each kind
 // of answer, and each deadline, also across a restart.
 #include "fake_cells.h"
+#include "roles.h"
 #include "vm_internal.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #define OK "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 #define BUSY "HTTP/1.1 503 Busy\r\n\r\n"
@@ -23,6 +26,7 @@ static struct pgc_store *store;
 static struct eng_vms *vms;
 static struct reg_image *image;
 static struct reg_version *version;
+static struct eng_roles *roles;
 static unsigned scale;
 
 static void stop(void *ctx)
@@ -40,6 +44,38 @@ static void turn(uint64_t ms)
 	eng_timer_destroy(t);
 }
 
+#define ROLE "arn:aws:iam::123456789012:role/app"
+
+// Replaces the file of ROLE, as who renews credentials does.
+static void give(const char *key, const char *secret)
+{
+	char path[96], tmp[112];
+	FILE *f;
+
+	snprintf(path, sizeof(path), "%s/creds", dir);
+	snprintf(tmp, sizeof(tmp), "%s.new", path);
+	f = fopen(tmp, "w");
+	cr_assert_not_null(f);
+	fprintf(f,
+		"{\"Version\": 1, \"AccessKeyId\": \"%s\", "
+		"\"SecretAccessKey\": \"%s\"}",
+		key, secret);
+	fchmod(fileno(f), 0600);
+	fclose(f);
+	cr_assert_eq(rename(tmp, path), 0);
+}
+
+static void read_roles(void)
+{
+	struct err e = ERR_INIT;
+	char map[200];
+
+	snprintf(map, sizeof(map), ROLE "=%s/creds", dir);
+	cr_assert_eq(
+	    eng_roles_create(&roles, (const char *const[]){map}, 1, &e), 0,
+	    "%s", e.msg);
+}
+
 static void start(void)
 {
 	struct eng_cells_config cfg = {.struct_size = sizeof(cfg)};
@@ -48,6 +84,7 @@ static void start(void)
 	char path[96];
 	bool fresh;
 
+	read_roles();
 	snprintf(path, sizeof(path), "%s/registry.db", dir);
 	cr_assert_eq(eng_loop_create(&loop, &e), 0);
 	cr_assert_eq(eng_jobs_create(&jobs, loop, 1, &e), 0);
@@ -62,6 +99,8 @@ static void start(void)
 				   .store = store,
 				   .reg = reg,
 				   .time_scale = scale,
+				   .roles = roles,
+				   .region = "eu-west-1",
 				   .kernel_path = "/k",
 				   .initrd_path = "/i",
 				   .log_dir = dir};
@@ -79,6 +118,7 @@ static void end(void)
 	eng_cells_destroy(cells);
 	eng_jobs_destroy(jobs);
 	eng_vms_destroy(vms);
+	eng_roles_destroy(roles);
 	eng_reg_close(reg);
 	pgc_store_close(store);
 	eng_loop_destroy(loop);
@@ -105,6 +145,7 @@ static void setup(void)
 	cr_assert_not_null(mkdtemp(dir));
 	log_init("test", LOG_LVL_ERR);
 	scale = 100;
+	give("AKIAFIRST0123456", "first");
 	start();
 	image = eng_reg_image_add(reg, "img");
 	version = eng_reg_version_add(image);
@@ -571,4 +612,146 @@ Test(life, one_that_passed_meanwhile_is_due_at_start)
 		     "not even when it is asked for before its timer fires");
 	cr_expect_eq(vm->state, VM_TERMINATED);
 	cr_expect_str_eq(vm->code, "max-duration");
+}
+
+// --- execution roles ---------------------------------------------------------
+
+static bool cold;
+
+static struct reg_vm *run_as(const char *arn, bool parked)
+{
+	struct vm_run rq = {.image = image,
+			    .version = version,
+			    .name = "",
+			    .parked = parked,
+			    .cold = cold,
+			    .max_duration_s = 600,
+			    .t0 = util_now_ns()};
+	struct err e = ERR_INIT;
+	struct reg_vm *vm;
+
+	rq.extra = arn ? json_pack("{s:s}", "executionRoleArn", arn) : NULL;
+	cr_assert_eq(eng_vm_run(vms, &rq, &vm, &e), 0, "%s", e.msg);
+	json_decref(rq.extra);
+	until(vm, parked ? VM_PARKED : VM_RUNNING);
+	return vm;
+}
+
+// What the agent was told last: is `text` a string of it?
+static bool told(const char *text)
+{
+	return memmem(fake_agent.role, fake_agent.role_len, text, strlen(text));
+}
+
+Test(life, credentials_come_before_the_application_goes_on)
+{
+	struct reg_vm *vm = run_as(ROLE, false);
+
+	cr_expect_str_eq(fake_agent.heard, "CT");
+	cr_expect(told("AKIAFIRST0123456") && told("first") &&
+		  told("eu-west-1") && told(vm->id));
+	suspend(vm);
+	until(vm, VM_SUSPENDED);
+	resume(vm);
+	until(vm, VM_RUNNING);
+	cr_expect_str_eq(fake_agent.heard, "CTFCT");
+}
+
+Test(life, a_role_without_a_file_has_no_credentials)
+{
+	run_as("arn:aws:iam::123456789012:role/other", false);
+	run_as(NULL, false);
+	cr_expect_str_eq(fake_agent.heard, "TT");
+}
+
+Test(life, credentials_of_a_claim_are_its_own)
+{
+	struct err e = ERR_INIT;
+	struct reg_pool *p;
+	struct reg_vm *vm;
+	uint64_t seq;
+
+	cr_assert_eq(eng_pool_set(vms, "img", 1, &p, &seq, &e), 0);
+	vm = run_as(NULL, true);
+	cr_expect_str_eq(fake_agent.heard, "R");
+	cr_assert_eq(run_as(ROLE, false), vm);
+	cr_expect_str_eq(fake_agent.heard, "RCT");
+}
+
+Test(life, a_suspend_that_fails_gives_them_back)
+{
+	struct reg_vm *vm = run_as(ROLE, false);
+
+	fake_agent.stuck = true;
+	suspend(vm);
+	until(vm, VM_RUNNING);
+	cr_expect_str_eq(fake_agent.heard, "CTFCU");
+}
+
+Test(life, new_credentials_reach_those_that_run)
+{
+	struct reg_vm *vm = run_as(ROLE, false), *sleeps = run_as(ROLE, false);
+
+	suspend(sleeps);
+	until(sleeps, VM_SUSPENDED);
+	memset(&fake_agent, 0, sizeof(fake_agent));
+	give("AKIASECOND012345", "second");
+	for (unsigned i = 0; !fake_agent.role_len && i < 1000; i++)
+		turn(5);
+	turn(2500); // and no other look tells them again
+	cr_expect_str_eq(fake_agent.heard, "C");
+	cr_expect(told("second") && told(vm->id));
+	resume(sleeps);
+	until(sleeps, VM_RUNNING);
+	cr_expect(told("second") && told(sleeps->id));
+}
+
+Test(life, an_image_of_old_runs_without)
+{
+	struct reg_vm *vm;
+	char path[200], text[400] = "";
+	FILE *f;
+
+	fake_agent.old = true;
+	vm = run_as(ROLE, false);
+	cr_expect_str_eq(fake_agent.heard, "CT");
+	suspend(vm);
+	until(vm, VM_SUSPENDED);
+	resume(vm);
+	until(vm, VM_RUNNING);
+	cr_expect_str_eq(fake_agent.heard, "CTFT", "it is asked once");
+	turn(50);
+	snprintf(path, sizeof(path), "%s/%s.log", dir, vm->id);
+	f = fopen(path, "r");
+	cr_assert_not_null(f, "%s", path);
+	cr_expect_gt(fread(text, 1, sizeof(text) - 1, f), 0);
+	fclose(f);
+	cr_expect_not_null(strstr(text, "build the image anew"), "%s", text);
+	cr_expect_null(strstr(text, "first"));
+}
+
+// A cold run starts its application as the build did.
+Test(life, a_cold_run_has_credentials_and_the_capabilities_of_its_image)
+{
+	static const struct {
+		const char *aws; // NULL: thaw's own image
+		uint32_t flags;
+	} is[] = {{NULL, AGENT_START_ALL_CAPS},
+		  {"{}", 0},
+		  {"{\"additionalOsCapabilities\": []}", 0},
+		  {"{\"additionalOsCapabilities\": [\"ALL\"]}",
+		   AGENT_START_ALL_CAPS}};
+
+	cold = true;
+	for (size_t i = 0; i < ARRAY_SIZE(is); i++) {
+		json_decref(version->aws);
+		version->aws =
+		    is[i].aws ? json_loads(is[i].aws, 0, NULL) : NULL;
+		memset(&fake_agent, 0, sizeof(fake_agent));
+		fake_agent.start_flags = UINT32_MAX;
+		run_as(ROLE, false);
+		cr_expect_str_eq(fake_agent.heard, "CS");
+		cr_expect_eq(fake_agent.start_flags, is[i].flags, "%s",
+			     is[i].aws ? is[i].aws : "thaw's own");
+	}
 }
