@@ -13,6 +13,14 @@ const char eng_usage[] =
     "  --state DIR            images, microVMs, registry (/var/lib/thaw)\n"
     "  --socket PATH          API socket (/run/thaw/thaw.sock)\n"
     "  --socket-group GROUP   members may use the socket too (mode 0660)\n"
+    "  --endpoint ADDR:PORT   serve microVMs' endpoints there; a port alone "
+    "is\n"
+    "                         one of 127.0.0.1 (they are not served)\n"
+    "  --endpoint-domain NAME microVMs are UUID.NAME there (localhost)\n"
+    "  --endpoint-cert FILE   its certificate chain, PEM (self-made, see\n"
+    "                         endpointCa in GET /thaw/v1/host)\n"
+    "  --endpoint-key FILE    and the key, PEM\n"
+    "  --endpoint-plain       HTTP without TLS too; on loopback only\n"
     "  --region REGION        region in ARNs (us-east-1), and the only one "
     "that\n"
     "                         signatures may be for (any)\n"
@@ -41,6 +49,11 @@ enum {
 	OPT_STATE = 256,
 	OPT_SOCKET,
 	OPT_GROUP,
+	OPT_ENDPOINT,
+	OPT_ENDPOINT_DOMAIN,
+	OPT_ENDPOINT_CERT,
+	OPT_ENDPOINT_KEY,
+	OPT_ENDPOINT_PLAIN,
 	OPT_REGION,
 	OPT_BUDGET,
 	OPT_TEMPLATES,
@@ -68,6 +81,11 @@ static const struct option options[] = {
     {"state", required_argument, NULL, OPT_STATE},
     {"socket", required_argument, NULL, OPT_SOCKET},
     {"socket-group", required_argument, NULL, OPT_GROUP},
+    {"endpoint", required_argument, NULL, OPT_ENDPOINT},
+    {"endpoint-domain", required_argument, NULL, OPT_ENDPOINT_DOMAIN},
+    {"endpoint-cert", required_argument, NULL, OPT_ENDPOINT_CERT},
+    {"endpoint-key", required_argument, NULL, OPT_ENDPOINT_KEY},
+    {"endpoint-plain", no_argument, NULL, OPT_ENDPOINT_PLAIN},
     {"region", required_argument, NULL, OPT_REGION},
     {"memory-budget", required_argument, NULL, OPT_BUDGET},
     {"template-budget", required_argument, NULL, OPT_TEMPLATES},
@@ -150,6 +168,53 @@ static int set_group(struct eng_config *c, const char *text, struct err *e)
 	return 0;
 }
 
+// A DNS name in lower case, short enough for a UUID and a port besides it.
+static int set_domain(char **dst, const char *v, struct err *e)
+{
+	size_t n = strlen(v);
+	bool good = n && n <= 200 && v[0] != '.' && v[n - 1] != '.' &&
+		    !strstr(v, "..") &&
+		    strspn(v, "abcdefghijklmnopqrstuvwxyz"
+			      "0123456789-.") == n;
+
+	if (!good)
+		return err_set(e, -EINVAL,
+			       "--endpoint-domain takes a DNS name in lower "
+			       "case, such as localhost, not \"%.60s\"",
+			       v);
+	set_text(dst, v);
+	return 0;
+}
+
+static int set_endpoint(struct eng_config *c, int opt, const char *v,
+			struct err *e)
+{
+	if (opt == OPT_ENDPOINT_DOMAIN)
+		return set_domain(&c->endpoint_domain, v, e);
+	if (opt == OPT_ENDPOINT)
+		set_text(&c->endpoint_listen, v);
+	else if (opt == OPT_ENDPOINT_CERT)
+		set_text(&c->endpoint_cert, v);
+	else if (opt == OPT_ENDPOINT_KEY)
+		set_text(&c->endpoint_key, v);
+	else
+		c->endpoint_plain = true;
+	return 0;
+}
+
+static int check_endpoint(const struct eng_config *c, struct err *e)
+{
+	if (!c->endpoint_cert != !c->endpoint_key)
+		return err_set(e, -EINVAL,
+			       "--endpoint-cert and --endpoint-key go "
+			       "together");
+	if (!c->endpoint_listen && (c->endpoint_cert || c->endpoint_plain))
+		return err_set(e, -EINVAL,
+			       "--endpoint-cert, --endpoint-key and "
+			       "--endpoint-plain need --endpoint ADDR:PORT");
+	return 0;
+}
+
 static int set_number(struct eng_config *c, int opt, const char *v,
 		      struct err *e)
 {
@@ -196,6 +261,12 @@ static int set_option(struct eng_config *c, int opt, const char *v,
 		return 0;
 	case OPT_GROUP:
 		return set_group(c, v, e);
+	case OPT_ENDPOINT:
+	case OPT_ENDPOINT_DOMAIN:
+	case OPT_ENDPOINT_CERT:
+	case OPT_ENDPOINT_KEY:
+	case OPT_ENDPOINT_PLAIN:
+		return set_endpoint(c, opt, v, e);
 	case OPT_REGION:
 		set_text(&c->region, v);
 		return eng_arn_set_region(v, e);
@@ -292,6 +363,7 @@ int eng_config_parse(struct eng_config *c, int argc, char **argv, struct err *e)
 	};
 	set_text(&c->state_dir, "/var/lib/thaw");
 	set_text(&c->socket_path, "/run/thaw/thaw.sock");
+	set_text(&c->endpoint_domain, "localhost");
 	optind = 1;
 	opterr = 0;
 	while (!rc &&
@@ -307,6 +379,8 @@ int eng_config_parse(struct eng_config *c, int argc, char **argv, struct err *e)
 		rc = err_set(e, -EINVAL,
 			     "\"%.60s\" is not a flag; see thawd --help",
 			     argv[optind]);
+	if (!rc)
+		rc = check_endpoint(c, e);
 	if (rc)
 		return rc;
 	c->store_dir = join(c->state_dir, "store");
@@ -327,6 +401,10 @@ void eng_config_free(struct eng_config *c)
 	free(c->kernel_path);
 	free(c->initrd_path);
 	free(c->cell_path);
+	free(c->endpoint_listen);
+	free(c->endpoint_domain);
+	free(c->endpoint_cert);
+	free(c->endpoint_key);
 	free(c->mkdisk_path);
 	free(c->store_dir);
 	free(c->log_dir);

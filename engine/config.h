@@ -9,6 +9,10 @@
 struct eng_config {
 	char *state_dir, *socket_path, *kernel_path, *initrd_path;
 	char *cell_path, *mkdisk_path;
+	char *endpoint_listen;		    // ADDR:PORT; NULL: not served
+	char *endpoint_domain;		    // microVMs are UUID.DOMAIN there
+	char *endpoint_cert, *endpoint_key; // PEM files; NULL: self-made
+	bool endpoint_plain;		    // HTTP too, on loopback
 	char *store_dir, *log_dir, *tmp_dir, *registry_path; // in state_dir
 	const char **roles; // ARN=FILE, as given
 	size_t nroles;

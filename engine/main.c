@@ -3,6 +3,7 @@
 #include "api.h"
 #include "arn.h"
 #include "doctor.h"
+#include "endpoint.h"
 #include "events.h"
 #include "keeper.h"
 #include "roles.h"
@@ -36,6 +37,7 @@ struct thawd {
 	struct eng_vms *vms;
 	struct eng_images *images;
 	struct eng_events *events;
+	struct eng_endpoint *endpoint;
 	struct http_server *http;
 	struct eng_watch *signal_watch;
 	struct eng_timer *stop_timer;
@@ -284,6 +286,19 @@ static int make_events(struct thawd *d, struct err *e)
 	return eng_events_create(&d->events, d->loop, d->reg, e);
 }
 
+static void vm_ended(void *ctx, struct reg_vm *vm)
+{
+	struct thawd *d = ctx;
+
+	eng_endpoint_vm_gone(d->endpoint, vm);
+}
+
+static int make_endpoint(struct thawd *d, struct err *e)
+{
+	eng_vms_on_end(d->vms, vm_ended, d);
+	return eng_endpoint_create(&d->endpoint, d->loop, d->vms, &d->cfg, e);
+}
+
 static int listen_http(struct thawd *d, struct err *e)
 {
 	struct http_config hc = {
@@ -342,6 +357,7 @@ static void on_signal(void *ctx, unsigned what)
 	log_info("stopping: running microVMs are ended, suspended ones stay");
 	d->stop_by_ns = util_now_ns() + STOP_MS * 1000000ull;
 	http_server_stop(d->http);
+	eng_endpoint_stop(d->endpoint);
 	eng_images_stop(d->images);
 	eng_vms_stop(d->vms);
 	stop_poll(d);
@@ -360,6 +376,7 @@ static int watch_signals(struct thawd *d, struct err *e)
 static void take_down(struct thawd *d)
 {
 	http_server_destroy(d->http);
+	eng_endpoint_destroy(ptr_steal(d->endpoint));
 	if (d->cells)
 		eng_cells_destroy(d->cells);
 	if (d->jobs)
@@ -386,7 +403,7 @@ static step *const steps[] = {
     start_log,	   raise_limits, make_dirs,  start_keeper,  block_signals,
     make_loop,	   make_jobs,	 open_store, clean_tmp,	    open_registry,
     make_cells,	   read_roles,	 make_vms,   make_images,   make_events,
-    listen_http,   watch_signals,
+    make_endpoint, listen_http,	 watch_signals,
 };
 
 static int run(struct thawd *d)
