@@ -22,6 +22,7 @@ enum check_kind {
 	CHECK_LABELS,	  // an object of at most hi strings
 	CHECK_IDLE,	  // AWS's idlePolicy
 	CHECK_LOGGING,	  // AWS's logging union
+	CHECK_ANY,	  // whatever; checked elsewhere
 };
 
 struct check_field {

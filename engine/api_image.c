@@ -15,7 +15,7 @@ enum { DELETE_TRIES = 10, DELETE_WAIT_MS = 10000 };
 
 static json_t *image_shape(const struct reg_image *im)
 {
-	const struct reg_version *ok = eng_image_latest(im, true);
+	const struct reg_version *ok = eng_image_latest(im);
 	json_t *j =
 	    json_pack("{s:o,s:s,s:s,s:o,s:o}", "imageArn",
 		      eng_image_arn(im->name), "name", im->name, "state",
@@ -403,7 +403,8 @@ static void build_log(void *ctx, const char *text, size_t n)
 }
 
 static void build_done(void *ctx, const struct reg_image *im,
-		       const struct reg_version *v, int rc, const char *why)
+		       const struct reg_version *v,
+		       const struct image_failure *f)
 {
 	struct build_stream *bs = ctx;
 	json_t *j;
@@ -415,8 +416,8 @@ static void build_done(void *ctx, const struct reg_image *im,
 		json_object_set_new(j, "imageArn", eng_image_arn(im->name));
 		j = json_pack("{s:o}", "image", j);
 	} else {
-		j = json_pack("{s:{s:s,s:o}}", "error", "type", err_name(rc),
-			      "message", api_text(why ? why : ""));
+		j = json_pack("{s:{s:s,s:o}}", "error", "type", err_name(f->rc),
+			      "message", api_text(f->why));
 	}
 	http_stream_json(bs->st, j);
 	http_stream_end(bs->st);

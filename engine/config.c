@@ -33,7 +33,11 @@ const char eng_usage[] =
     "  --max-cells N          microVMs and shells at most (4096)\n"
     "  --uid-base N           cells run as user ids from N on (2000000)\n"
     "  --jobs N               worker threads (2)\n"
-    "  --libexec DIR          where thaw-cell and thaw-mkdisk are\n"
+    "  --bases DIR            base images for FROM (STATE/bases)\n"
+    "  --s3-endpoint URL      where s3:// artifacts are (Amazon's)\n"
+    "  --s3-region REGION     and their region (us-east-1)\n"
+    "  --s3-credentials FILE  as ~/.aws/credentials, readable by root alone\n"
+    "  --libexec DIR          where thaw-cell, thaw-mkdisk and the like are\n"
     "  --role ARN=FILE        microVMs with this executionRoleArn get FILE's\n"
     "                         credentials, as a credential process prints "
     "them\n"
@@ -65,6 +69,10 @@ enum {
 	OPT_UID_BASE,
 	OPT_JOBS,
 	OPT_LIBEXEC,
+	OPT_BASES,
+	OPT_S3_ENDPOINT,
+	OPT_S3_REGION,
+	OPT_S3_CREDENTIALS,
 	OPT_ROLE,
 	OPT_TIME_SCALE,
 	OPT_LOG_LEVEL,
@@ -97,6 +105,10 @@ static const struct option options[] = {
     {"uid-base", required_argument, NULL, OPT_UID_BASE},
     {"jobs", required_argument, NULL, OPT_JOBS},
     {"libexec", required_argument, NULL, OPT_LIBEXEC},
+    {"bases", required_argument, NULL, OPT_BASES},
+    {"s3-endpoint", required_argument, NULL, OPT_S3_ENDPOINT},
+    {"s3-region", required_argument, NULL, OPT_S3_REGION},
+    {"s3-credentials", required_argument, NULL, OPT_S3_CREDENTIALS},
     {"role", required_argument, NULL, OPT_ROLE},
     {"time-scale", required_argument, NULL, OPT_TIME_SCALE},
     {"log-level", required_argument, NULL, OPT_LOG_LEVEL},
@@ -291,6 +303,18 @@ static int set_option(struct eng_config *c, int opt, const char *v,
 	case OPT_INITRD:
 		set_text(&c->initrd_path, v);
 		return 0;
+	case OPT_BASES:
+		set_text(&c->bases_dir, v);
+		return 0;
+	case OPT_S3_ENDPOINT:
+		set_text(&c->s3_endpoint, v);
+		return 0;
+	case OPT_S3_REGION:
+		set_text(&c->s3_region, v);
+		return 0;
+	case OPT_S3_CREDENTIALS:
+		set_text(&c->s3_credentials, v);
+		return 0;
 	case OPT_LIBEXEC:
 		set_text(libexec, v);
 		return 0;
@@ -389,6 +413,9 @@ int eng_config_parse(struct eng_config *c, int argc, char **argv, struct err *e)
 	c->registry_path = join(c->state_dir, "registry.db");
 	c->cell_path = find_program("thaw-cell", libexec);
 	c->mkdisk_path = find_program("thaw-mkdisk", libexec);
+	c->mkroot_path = find_program("thaw-mkroot", libexec);
+	if (!c->bases_dir)
+		c->bases_dir = join(c->state_dir, "bases");
 	return 0;
 }
 
@@ -406,6 +433,11 @@ void eng_config_free(struct eng_config *c)
 	free(c->endpoint_cert);
 	free(c->endpoint_key);
 	free(c->mkdisk_path);
+	free(c->mkroot_path);
+	free(c->bases_dir);
+	free(c->s3_endpoint);
+	free(c->s3_region);
+	free(c->s3_credentials);
 	free(c->store_dir);
 	free(c->log_dir);
 	free(c->tmp_dir);

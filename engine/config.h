@@ -8,7 +8,9 @@
 
 struct eng_config {
 	char *state_dir, *socket_path, *kernel_path, *initrd_path;
-	char *cell_path, *mkdisk_path;
+	char *cell_path, *mkdisk_path, *mkroot_path;
+	char *bases_dir; // the base images' store
+	char *s3_endpoint, *s3_region, *s3_credentials; // img.h; or NULL
 	char *endpoint_listen;		    // ADDR:PORT; NULL: not served
 	char *endpoint_domain;		    // microVMs are UUID.DOMAIN there
 	char *endpoint_cert, *endpoint_key; // PEM files; NULL: self-made

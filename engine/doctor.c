@@ -270,6 +270,30 @@ static void check_guest(struct exam *x)
 		verdict(x, "guest-kernel", OK, "", "%s", k);
 }
 
+// What images of Dockerfiles take besides; all else works without.
+static void check_dockerfiles(struct exam *x)
+{
+	static const char buildah[] = "/usr/bin/buildah";
+	const char *mkroot = x->cfg->mkroot_path, *bases = x->cfg->bases_dir;
+
+	if (access(buildah, X_OK))
+		verdict(x, "dockerfiles", WARN, "apt install buildah",
+			"%s: %s; no Dockerfile can be built", buildah,
+			strerror(errno));
+	else if (access(mkroot, X_OK))
+		verdict(x, "dockerfiles", WARN,
+			"install it beside thawd or name its folder with "
+			"--libexec",
+			"%s: %s; no Dockerfile can be built", mkroot,
+			strerror(errno));
+	else if (access(bases, F_OK))
+		verdict(x, "dockerfiles", WARN,
+			"scripts/base-image --store makes some",
+			"no base images in %s: FROM needs a network", bases);
+	else
+		verdict(x, "dockerfiles", OK, "", "base images in %s", bases);
+}
+
 json_t *eng_doctor(const struct eng_config *cfg)
 {
 	struct exam x = {.cfg = cfg, .checks = json_array()};
@@ -287,6 +311,7 @@ json_t *eng_doctor(const struct eng_config *cfg)
 	check_program(&x, "thaw-cell", cfg->cell_path);
 	check_program(&x, "thaw-mkdisk", cfg->mkdisk_path);
 	check_guest(&x);
+	check_dockerfiles(&x);
 	return json_pack("{s:b,s:b,s:o}", "stock_kernel", x.stock, "ok",
 			 !x.failed, "checks", x.checks);
 }

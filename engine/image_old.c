@@ -46,7 +46,7 @@ static void retire_work(void *ctx)
 void eng_image_retire(const struct eng_build_env *env, struct eng_reg *reg,
 		      const struct reg_image *im)
 {
-	const struct reg_version *newest = eng_image_latest(im, true);
+	const struct reg_version *newest = eng_image_latest(im);
 	struct retire *r =
 	    newest ? calloc(1, sizeof(*r) + im->nversions * sizeof(r->ids[0]))
 		   : NULL;
@@ -57,7 +57,8 @@ void eng_image_retire(const struct eng_build_env *env, struct eng_reg *reg,
 	for (size_t i = 0; i < im->nversions; i++) {
 		const struct reg_version *v = im->versions[i];
 
-		if (v == newest || referred_to(reg, im, v))
+		if (v == newest || v->state != VER_SUCCESSFUL ||
+		    referred_to(reg, im, v))
 			continue;
 		r->ids[r->n++] = v->snap;
 		eng_template_release(env->cells, &v->snap);

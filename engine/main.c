@@ -5,6 +5,7 @@
 #include "doctor.h"
 #include "endpoint.h"
 #include "events.h"
+#include "img.h"
 #include "keeper.h"
 #include "roles.h"
 #include "shape.h"
@@ -170,7 +171,7 @@ static int open_store(struct thawd *d, struct err *e)
 // works in here.
 static int clean_tmp(struct thawd *d, struct err *e)
 {
-	if (eng_build_sweep(d->cfg.tmp_dir, e))
+	if (eng_build_sweep(d->cfg.tmp_dir, e) || img_sweep(d->cfg.tmp_dir, e))
 		log_warn("%s", e->msg); // costs space, nothing else
 	return 0;
 }
@@ -252,24 +253,35 @@ static void want_shells(struct thawd *d)
 		if (!newest || ims[i]->updated_ms > newest->updated_ms)
 			newest = ims[i];
 	}
-	v = newest ? eng_image_latest(newest, true) : NULL;
+	v = newest ? eng_image_latest(newest) : NULL;
 	if (v)
 		eng_cells_want(d->cells, v->mem_mib, v->vcpus);
 }
 
 static int make_images(struct thawd *d, struct err *e)
 {
-	struct eng_build_env env = {
-	    .loop = d->loop,
-	    .jobs = d->jobs,
-	    .cells = d->cells,
-	    .store = d->store,
-	    .kernel_path = d->cfg.kernel_path,
-	    .initrd_path = d->cfg.initrd_path,
-	    .mkdisk_path = d->cfg.mkdisk_path,
-	    .tmp_dir = d->cfg.tmp_dir,
+	struct eng_images_env env = {
+	    .build = {.loop = d->loop,
+		      .jobs = d->jobs,
+		      .cells = d->cells,
+		      .store = d->store,
+		      .kernel_path = d->cfg.kernel_path,
+		      .initrd_path = d->cfg.initrd_path,
+		      .mkdisk_path = d->cfg.mkdisk_path,
+		      .tmp_dir = d->cfg.tmp_dir},
+	    .img = {.loop = d->loop,
+		    .jobs = d->jobs,
+		    .mkroot_path = d->cfg.mkroot_path,
+		    .tmp_dir = d->cfg.tmp_dir,
+		    .base_store = d->cfg.bases_dir},
+	    .s3 = {.endpoint = d->cfg.s3_endpoint,
+		   .region = d->cfg.s3_region,
+		   .credentials = d->cfg.s3_credentials},
+	    .log_dir = d->cfg.log_dir,
+	    .vms = d->vms,
+	    .reg = d->reg,
 	};
-	int rc = eng_images_create(&d->images, &env, d->vms, d->reg, e);
+	int rc = eng_images_create(&d->images, &env, e);
 
 	if (!rc)
 		want_shells(d);

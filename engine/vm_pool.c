@@ -98,7 +98,7 @@ void vm_pool_leave(struct eng_vm *v)
 static const char *version_to_run(struct eng_vms *m, const char *image)
 {
 	const struct reg_image *im = eng_reg_image(m->env.reg, image);
-	const struct reg_version *ver = im ? eng_image_latest(im, true) : NULL;
+	const struct reg_version *ver = im ? eng_image_latest(im) : NULL;
 
 	return ver ? ver->version : "";
 }
