@@ -1,11 +1,9 @@
-// Routing, and what all calls share.
+// Routing of thaw's own calls (the contract's: api_ops.c), and what all calls share.
 #include "api.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-
-#define AWS "2025-09-09"
 
 // A path pattern: "*" stands for one segment, "" ends it. `query` lists the
 // parameters that the call knows.
@@ -17,52 +15,17 @@ struct route {
 };
 
 static const struct route routes[] = {
-    // AWS's operations
-    {HTTP_POST, {AWS, "microvms"}, api_run_microvm, {"wait", "timeout"}},
-    {HTTP_GET,
-     {AWS, "microvms"},
-     api_list_microvms,
-     {"maxResults", "nextToken", "imageIdentifier", "imageVersion", "label",
-      "state"}},
-    {HTTP_GET, {AWS, "microvms", "*"}, api_get_microvm, {"wait", "timeout"}},
-    {HTTP_DELETE,
-     {AWS, "microvms", "*"},
-     api_terminate_microvm,
-     {"wait", "timeout"}},
-    {HTTP_POST,
-     {AWS, "microvms", "*", "suspend"},
-     api_suspend_microvm,
-     {"wait", "timeout"}},
-    {HTTP_POST,
-     {AWS, "microvms", "*", "resume"},
-     api_resume_microvm,
-     {"wait", "timeout"}},
-    {HTTP_GET,
-     {AWS, "microvm-images"},
-     api_list_images,
-     {"maxResults", "nextToken", "nameFilter"}},
-    {HTTP_GET, {AWS, "microvm-images", "*"}, api_get_image, {0}},
-    {HTTP_DELETE, {AWS, "microvm-images", "*"}, api_delete_image, {0}},
-    {HTTP_GET,
-     {AWS, "microvm-images", "*", "versions"},
-     api_list_versions,
-     {"maxResults", "nextToken"}},
-    {HTTP_GET,
-     {AWS, "microvm-images", "*", "versions", "*"},
-     api_get_version,
-     {0}},
-    {HTTP_PATCH,
-     {AWS, "microvm-images", "*", "versions", "*"},
-     api_update_version,
-     {0}},
-    {HTTP_DELETE,
-     {AWS, "microvm-images", "*", "versions", "*"},
-     api_delete_version,
-     {0}},
-    // thaw's own
     {HTTP_GET, {"thaw", "v1", "images"}, api_thaw_images, {0}},
     {HTTP_POST, {"thaw", "v1", "images"}, api_build_image, {0}},
     {HTTP_GET, {"thaw", "v1", "images", "*"}, api_thaw_image, {0}},
+    {HTTP_GET,
+     {"thaw", "v1", "images", "*", "versions", "*", "log"},
+     api_build_log,
+     {"follow", "tail"}},
+    {HTTP_POST,
+     {"thaw", "v1", "images", "*", "versions", "*", "cancel"},
+     api_cancel_build,
+     {0}},
     {HTTP_GET, {"thaw", "v1", "microvms", "*"}, api_inspect_microvm, {0}},
     {HTTP_POST, {"thaw", "v1", "microvms", "*", "exec"}, api_exec, {0}},
     {HTTP_POST,
@@ -120,7 +83,7 @@ static int known_query(const struct route *rt, const struct http_req *r,
 	return 0;
 }
 
-static void no_route(struct api *a, struct http_req *r, bool path_known)
+void api_no_route(struct api *a, struct http_req *r, bool path_known)
 {
 	char text[200];
 
@@ -142,6 +105,10 @@ void api_handle(void *ctx, struct http_req *r)
 	bool path_known = false;
 
 	a->requests++;
+	if (r->remote || strcmp(r->seg[0], "thaw")) {
+		api_contract(a, r);
+		return;
+	}
 	for (size_t i = 0; i < ARRAY_SIZE(routes); i++) {
 		if (!path_matches(&routes[i], r))
 			continue;
@@ -154,7 +121,7 @@ void api_handle(void *ctx, struct http_req *r)
 			routes[i].call(a, r);
 		return;
 	}
-	no_route(a, r, path_known);
+	api_no_route(a, r, path_known);
 }
 
 // --- errors ------------------------------------------------------------------
@@ -184,22 +151,67 @@ static size_t exception_of(int code)
 	return i;
 }
 
+static bool tagging(const struct http_req *r)
+{
+	return r->op && shape_error_of(r->op, "ServiceException");
+}
+
+// The operations on tags have names of their own for the same.
+static const char *type_for(const struct http_req *r, const char *type)
+{
+	static const struct {
+		const char *type, *tagging;
+	} names[] = {
+	    {"ValidationException", "InvalidParameterValueException"},
+	    {"ConflictException", "ResourceConflictException"},
+	    {"ThrottlingException", "TooManyRequestsException"},
+	    {"InternalServerException", "ServiceException"},
+	};
+
+	for (size_t i = 0; tagging(r) && i < ARRAY_SIZE(names); i++) {
+		if (!strcmp(names[i].type, type))
+			return names[i].tagging;
+	}
+	return type;
+}
+
+// Adds a member where the exception has one of this name. thaw's own calls do
+// as AWS's RunMicrovm.
+static void put_extra(json_t *extra, const struct http_req *r, const char *type,
+		      const char *name, json_t *value)
+{
+	const struct shape_op *op = r->op ? r->op : shape_op("RunMicrovm");
+	const struct shape_error *x = shape_error_of(op, type);
+
+	if (x && shape_has(x->shape, name))
+		json_object_set_new(extra, name, value);
+	else
+		json_decref(value);
+}
+
 void api_fail(struct api *a, struct http_req *r, const struct err *e,
 	      const char *resource_type, const char *resource_id)
 {
 	size_t i = exception_of(e->code);
-	json_t *extra = NULL;
+	const char *type = type_for(r, exceptions[i].type);
+	json_t *extra = json_object();
 
 	a->errors++;
-	if (resource_id)
-		extra =
-		    json_pack("{s:o,s:s}", "resourceId", api_text(resource_id),
-			      "resourceType", resource_type);
-	if (exceptions[i].status == 402)
-		extra = json_pack("{s:s,s:s}", "serviceCode", "lambda",
-				  "quotaCode", "thaw-memory-budget");
-	http_error(r, exceptions[i].status, exceptions[i].type,
-		   exceptions[i].retry_after, extra, e->msg);
+	if (resource_id) {
+		put_extra(extra, r, type, "resourceId", api_text(resource_id));
+		put_extra(extra, r, type, "resourceType",
+			  json_string(resource_type));
+	}
+	if (exceptions[i].status == 402) {
+		put_extra(extra, r, type, "serviceCode", json_string("lambda"));
+		put_extra(extra, r, type, "quotaCode",
+			  json_string("thaw-memory-budget"));
+	}
+	if (tagging(r))
+		put_extra(extra, r, type, "Type", json_string("User"));
+	api_check_error(r, exceptions[i].status, type, extra);
+	http_error(r, exceptions[i].status, type, exceptions[i].retry_after,
+		   extra, e->msg);
 }
 
 void api_fail_stream(struct api *a, struct http_stream *st, const struct err *e)
@@ -248,12 +260,14 @@ void api_answer(struct api *a, struct http_req *r, int status, json_t *body)
 void api_answer_at(struct api *a, struct http_req *r, uint64_t seq, int status,
 		   json_t *body)
 {
+	api_check_answer(r, status, body, NULL);
 	answer_at(a, seq, (struct answer){r, status, body, NULL});
 }
 
 void api_answer_text(struct api *a, struct http_req *r, uint64_t seq,
 		     int status, char *text)
 {
+	api_check_answer(r, status, NULL, text);
 	answer_at(a, seq, (struct answer){r, status, NULL, text});
 }
 
@@ -289,78 +303,37 @@ json_t *api_seconds(uint64_t ms)
 
 // --- parameters -------------------------------------------------------------
 
-int api_wait_params(const struct http_req *r, unsigned *mask, uint64_t *ms,
-		    struct err *e)
+int api_wait_of(json_t *in, unsigned *mask, uint64_t *ms, struct err *e)
 {
-	const char *wait = http_query(r, "wait");
-	const char *timeout = http_query(r, "timeout");
+	const char *wait = api_member(in, "wait");
+	const json_t *timeout = json_object_get(in, "timeout");
 	enum vm_state s = VM_PENDING;
-	long seconds = 30;
 
 	*mask = 0;
-	if (wait && eng_state_parse(wait, &s))
-		return err_set(e, -EINVAL,
-			       "wait takes a state (PENDING, PARKED, "
-			       "RUNNING, SUSPENDING, SUSPENDED, TERMINATING, "
-			       "TERMINATED), not \"%.40s\"",
-			       wait);
-	if (wait)
-		*mask = 1u << s;
-	if (timeout && check_number(timeout, 0, 3600, &seconds))
-		return err_set(e, -EINVAL,
-			       "timeout takes seconds from 0 to 3600, not "
-			       "\"%.40s\"",
-			       timeout);
+	*ms = (uint64_t)(timeout ? json_integer_value(timeout) : 30) * 1000;
 	if (timeout && !wait)
 		return err_set(e, -EINVAL, "timeout needs wait=STATE");
-	*ms = (uint64_t)seconds * 1000;
-	return 0;
-}
-
-// Tokens are URL-safe without padding; what is in them is ours to change.
-int api_page_params(const struct http_req *r, size_t *max, uint64_t *after,
-		    struct err *e)
-{
-	const char *m = http_query(r, "maxResults");
-	const char *t = http_query(r, "nextToken");
-	uint8_t raw[8];
-	long n = 50;
-
-	if (m && check_number(m, 1, 50, &n))
-		return err_set(e, -EINVAL,
-			       "1 validation error detected: Value at "
-			       "'maxResults' failed to satisfy constraint: "
-			       "Member must be between 1 and 50");
-	*max = (size_t)n;
-	*after = 0;
-	if (!t)
+	if (!wait)
 		return 0;
-	if (strlen(t) != 18 || strncmp(t, "p1", 2) ||
-	    util_unhex(raw, sizeof(raw), t + 2))
-		return err_set(e, -EINVAL, "nextToken is invalid");
-	for (size_t i = 0; i < sizeof(raw); i++)
-		*after = *after << 8 | raw[i];
+	if (eng_state_parse(wait, &s))
+		return err_set(e, -EINVAL, "wait: there is no state %.40s",
+			       wait);
+	*mask = 1u << s;
 	return 0;
 }
 
-json_t *api_next_token(uint64_t after)
-{
-	return json_sprintf("p1%016llx", (unsigned long long)after);
-}
-
-struct reg_vm *api_vm_of(struct api *a, struct http_req *r, unsigned seg)
+struct reg_vm *api_vm_of(struct api *a, struct http_req *r, const char *id)
 {
 	struct err e = ERR_INIT;
 	struct reg_vm *vm = NULL;
 
-	if (strlen(r->seg[seg]) > 256)
+	if (strlen(id) > 1024) // 256 characters
 		err_set(&e, -EINVAL,
 			"1 validation error detected: Value at "
 			"'microvmIdentifier' failed to satisfy constraint: "
 			"Member must have between 1 and 256 characters");
-	else if (!eng_vm_find(a->vms, r->seg[seg], &vm, &e))
+	else if (!eng_vm_find(a->vms, id, &vm, &e))
 		return vm;
-	api_fail(a, r, &e, e.code == -ENOENT ? "microvm" : NULL,
-		 e.code == -ENOENT ? r->seg[seg] : NULL);
+	api_fail(a, r, &e, "microvm", e.code == -ENOENT ? id : NULL);
 	return NULL;
 }

@@ -4,9 +4,11 @@
 #define THAW_ENG_API_H
 
 #include "api_check.h"
+#include "arn.h"
 #include "config.h"
 #include "http.h"
 #include "image.h"
+#include "shape.h"
 #include "vm.h"
 
 struct api {
@@ -18,8 +20,11 @@ struct api {
 	struct eng_vms *vms;
 	struct eng_images *images;
 	struct eng_events *events;
+	struct eng_endpoint *endpoint;
+	const struct eng_roles *roles; // NULL: none is mapped
 	const struct eng_config *cfg;
 	uint64_t started_ns;
+	uint8_t page_key[SHAPE_PAGE_KEY];
 	uint64_t requests, errors; // answered so far
 };
 
@@ -28,10 +33,9 @@ void api_handle(void *ctx, struct http_req *r);
 
 // --- for the calls -----------------------------------------------------------
 
-struct api_extra { // what an error says besides its message; may be NULL
-	const char *resource_type, *resource_id;
-};
-// Answers with the AWS exception that the error's code stands for (vm.h).
+// Answers with the AWS exception that the error's code stands for (vm.h), by the
+// name that the operation has for it. The resource is said where that exception
+// has members for it; NULL: none.
 void api_fail(struct api *a, struct http_req *r, const struct err *e,
 	      const char *resource_type, const char *resource_id);
 void api_fail_stream(struct api *a, struct http_stream *st,
@@ -46,34 +50,82 @@ void api_answer_at(struct api *a, struct http_req *r, uint64_t seq, int status,
 void api_answer_text(struct api *a, struct http_req *r, uint64_t seq,
 		     int status, char *text);
 
-// ?wait=STATE&timeout=S. *mask 0: no wait asked for. -EINVAL.
-int api_wait_params(const struct http_req *r, unsigned *mask, uint64_t *ms,
-		    struct err *e);
-// ?maxResults and ?nextToken: *after is the sequence number to go on after.
-int api_page_params(const struct http_req *r, size_t *max, uint64_t *after,
-		    struct err *e);
-json_t *api_next_token(uint64_t after);
+// A call of the contract (api_ops.c). `in` has all members of the request, from
+// wherever they came, each constraint checked; it is the dispatcher's, and the
+// handler may take members out of it. r->op is the operation.
+typedef void api_op(struct api *a, struct http_req *r, json_t *in);
+// Serves a request that is for the contract's paths.
+void api_contract(struct api *a, struct http_req *r);
+// 404, or 405 where the path has other methods.
+void api_no_route(struct api *a, struct http_req *r, bool path_known);
+// A string member of `in`, or NULL.
+const char *api_member(json_t *in, const char *name);
+// Against the contract, in sanitizer builds alone: what is wrong is our bug, and
+// ends thawd. `body` may be NULL (none); `text` instead of it.
+void api_check_answer(const struct http_req *r, int status, const json_t *body,
+		      const char *text);
+void api_check_error(const struct http_req *r, int status, const char *type,
+		     const json_t *extra);
 
-// Finds the microVM of seg[n]; answers by itself and returns NULL otherwise.
-struct reg_vm *api_vm_of(struct api *a, struct http_req *r, unsigned seg);
+// Members wait and timeout. *mask 0: no wait asked for. -EINVAL.
+int api_wait_of(json_t *in, unsigned *mask, uint64_t *ms, struct err *e);
+
+// Pages (api_page.c): at most `max` entries, of those after `after` (0: all).
+struct api_page {
+	size_t max;
+	uint64_t after;
+};
+// STATE/page.key, made where there is none: tokens live as long as it does.
+int api_page_key(struct api *a, const char *state_dir, struct err *e);
+int api_page_of(struct api *a, const struct http_req *r, json_t *in,
+		struct api_page *p, struct err *e);
+// The token that goes on after `after`.
+void api_page_next(struct api *a, const struct http_req *r, json_t *in,
+		   uint64_t after, char out[SHAPE_PAGE_TEXT]);
+
+// Finds a microVM; answers by itself and returns NULL otherwise.
+struct reg_vm *api_vm_of(struct api *a, struct http_req *r, const char *id);
 struct reg_image *api_image_of(struct api *a, struct http_req *r,
-			       unsigned seg); // likewise
+			       const char *id); // likewise
 // The running guest's cell for seg[3], or NULL after answering.
 struct eng_cell *api_cell_of(struct api *a, struct http_req *r, bool need_agent,
 			     struct reg_vm **out);
+// The image and version that `in` names; answers by itself and returns NULL
+// otherwise.
+struct reg_version *api_version_of(struct api *a, struct http_req *r,
+				   json_t *in, struct reg_image **im);
+// Streams a log as the query says (follow, tail). `owned`: it is closed after.
+void api_send_log(struct api *a, struct http_req *r, struct vmlog *log,
+		  bool owned);
+json_t *api_image_shape(const struct reg_image *im); // AWS's, without tags
+json_t *api_thaw_version(const struct reg_version *v);
 json_t *api_seconds(uint64_t ms); // epoch milliseconds as AWS's timestamp
 json_t *api_text(const char *s);  // a string even when it is not UTF-8
 json_t *api_bytes(const void *p, size_t n); // likewise; other bytes become '?'
 
+// api_vm.c
+api_op api_run_microvm, api_get_microvm, api_list_microvms, api_suspend_microvm,
+    api_resume_microvm, api_terminate_microvm;
+// api_build.c
+api_op api_create_image, api_update_image, api_list_builds, api_get_build,
+    api_list_managed, api_list_managed_versions;
+// api_image.c
+api_op api_get_image, api_list_images, api_delete_image, api_get_version,
+    api_list_versions, api_update_version, api_delete_version;
+
+// api_tags.c
+api_op api_list_tags, api_tag, api_untag;
+// All tags that an image would have: how many, and whose. -EINVAL.
+int api_tags_check(const json_t *tags, struct err *e);
+
+// thaw's own calls, routed in api.c.
 typedef void api_call(struct api *a, struct http_req *r);
 // api_vm.c
-api_call api_run_microvm, api_get_microvm, api_list_microvms,
-    api_suspend_microvm, api_resume_microvm, api_terminate_microvm,
-    api_inspect_microvm;
+api_call api_inspect_microvm;
 // api_image.c
-api_call api_get_image, api_list_images, api_delete_image, api_get_version,
-    api_list_versions, api_update_version, api_delete_version, api_build_image,
-    api_thaw_images, api_thaw_image;
+api_call api_thaw_images, api_thaw_image;
+// api_build.c
+api_call api_build_image, api_build_log, api_cancel_build;
 // api_pool.c
 api_call api_list_pools, api_get_pool, api_put_pool, api_delete_pool;
 // api_exec.c, api_guest.c

@@ -1,5 +1,4 @@
-// See api_check.h. botocore checks only types, required members and minima, so
-// every maximum, pattern and enumeration of the model is enforced here.
+// See api_check.h.
 #include "api_check.h"
 
 #include <ctype.h>
@@ -7,7 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-size_t check_chars(const char *s)
+static size_t characters(const char *s)
 {
 	size_t n = 0;
 
@@ -16,7 +15,7 @@ size_t check_chars(const char *s)
 	return n;
 }
 
-bool check_name(const char *s, size_t max)
+static bool is_name(const char *s, size_t max)
 {
 	size_t n = strlen(s);
 
@@ -24,19 +23,6 @@ bool check_name(const char *s, size_t max)
 		return false;
 	for (; *s; s++) {
 		if (!isalnum((unsigned char)*s) && *s != '-' && *s != '_')
-			return false;
-	}
-	return true;
-}
-
-bool check_label_key(const char *s)
-{
-	size_t n = strlen(s);
-
-	if (!n || n > 63)
-		return false;
-	for (; *s; s++) {
-		if (!isalnum((unsigned char)*s) && !strchr("-_./", *s))
 			return false;
 	}
 	return true;
@@ -81,43 +67,6 @@ static int want_length(const struct check_field *f, size_t n, const char *unit,
 	return 0;
 }
 
-static bool no_blank(const char *s)
-{
-	for (; *s; s++) {
-		if (isspace((unsigned char)*s))
-			return false;
-	}
-	return true;
-}
-
-// arn:aws[a-z\-]*:iam::[0-9]{12}:role/?[a-zA-Z_0-9+=,.@\-_/]+
-static bool role_arn(const char *s)
-{
-	size_t n = strlen(s);
-
-	if (n < 20 || n > 2048 || strncmp(s, "arn:aws", 7))
-		return false;
-	for (s += 7; islower((unsigned char)*s) || *s == '-'; s++)
-		;
-	if (strncmp(s, ":iam::", 6))
-		return false;
-	s += 6;
-	for (int i = 0; i < 12; i++, s++) {
-		if (!isdigit((unsigned char)*s))
-			return false;
-	}
-	if (strncmp(s, ":role", 5))
-		return false;
-	s += 5;
-	if (!*s)
-		return false;
-	for (; *s; s++) {
-		if (!isalnum((unsigned char)*s) && !strchr("+=,.@-_/", *s))
-			return false;
-	}
-	return true;
-}
-
 static int check_text(const struct check_field *f, json_t *v,
 		      const char *prefix, struct err *e)
 {
@@ -129,23 +78,17 @@ static int check_text(const struct check_field *f, json_t *v,
 	rc = want_length(
 	    f,
 	    f->kind == CHECK_BYTES || f->kind == CHECK_PATH ? strlen(s)
-							    : check_chars(s),
+							    : characters(s),
 	    f->kind == CHECK_BYTES ? "UTF-8 bytes" : "characters", prefix, e);
 	if (rc)
 		return rc;
-	if (f->kind == CHECK_NAME && !check_name(s, (size_t)f->hi))
+	if (f->kind == CHECK_NAME && !is_name(s, (size_t)f->hi))
 		return bad(e, prefix, f->name,
 			   "Member must satisfy regular expression pattern: "
 			   "[a-zA-Z0-9-_]+");
-	if (f->kind == CHECK_NOBLANK && !no_blank(s))
-		return bad(e, prefix, f->name,
-			   "Member must satisfy regular expression pattern: "
-			   "[^\\s]+");
 	if (f->kind == CHECK_PATH && s[0] != '/')
 		return bad(e, prefix, f->name,
 			   "Member must be an absolute path");
-	if (f->kind == CHECK_ROLE && !role_arn(s))
-		return bad(e, prefix, f->name, "Member must be a role's ARN");
 	return 0;
 }
 
@@ -193,102 +136,8 @@ static int check_list(const struct check_field *f, json_t *v,
 		if (f->kind == CHECK_ENV && !env_entry(s))
 			return bad(e, prefix, f->name,
 				   "Entry %zu must be NAME=VALUE", i);
-		if (f->kind == CHECK_CONNECTORS &&
-		    (!*s || strlen(s) > 2048 || !no_blank(s)))
-			return bad(e, prefix, f->name,
-				   "Entry %zu must have 1 to 2048 characters "
-				   "and no blanks",
-				   i);
 	}
 	return 0;
-}
-
-static int check_labels(const struct check_field *f, json_t *v,
-			const char *prefix, struct err *e)
-{
-	const char *key;
-	json_t *value;
-
-	if (!json_is_object(v))
-		return bad(e, prefix, f->name, "Member must be an object");
-	if (json_object_size(v) > (size_t)f->hi)
-		return bad(e, prefix, f->name,
-			   "Member must have at most %ld entries", f->hi);
-	json_object_foreach(v, key, value)
-	{
-		const char *s = json_string_value(value);
-
-		if (!check_label_key(key))
-			return bad(e, prefix, f->name,
-				   "Key \"%.70s\" must match "
-				   "[a-zA-Z0-9-_./]{1,63}",
-				   key);
-		if (!s || check_chars(s) > 255)
-			return bad(e, prefix, f->name,
-				   "Value of \"%.70s\" must be a string of at "
-				   "most 255 characters",
-				   key);
-	}
-	return 0;
-}
-
-static int check_idle(json_t *v, struct err *e)
-{
-	static const struct check_field fields[] = {
-	    {"maxIdleDurationSeconds", CHECK_INT, true, 60, 1000000000},
-	    {"suspendedDurationSeconds", CHECK_INT, true, 0, 1000000000},
-	    {"autoResumeEnabled", CHECK_BOOL, true, 0, 0},
-	};
-
-	return check_object(v, "idlePolicy.", fields, ARRAY_SIZE(fields), e);
-}
-
-static bool log_group_ok(const char *s)
-{
-	for (; *s; s++) {
-		if (!isalnum((unsigned char)*s) && !strchr("_-/.#", *s))
-			return false;
-	}
-	return true;
-}
-
-static int check_cloudwatch(json_t *v, struct err *e)
-{
-	static const struct check_field fields[] = {
-	    {"logGroup", CHECK_STRING, false, 1, 512},
-	    {"logStream", CHECK_STRING, false, 1, 512},
-	};
-	const char *prefix = "logging.cloudWatch.", *s;
-	int rc = check_object(v, prefix, fields, ARRAY_SIZE(fields), e);
-
-	if (rc)
-		return rc;
-	s = json_string_value(json_object_get(v, "logGroup"));
-	if (s && !log_group_ok(s))
-		return bad(e, prefix, "logGroup",
-			   "Member must satisfy regular expression pattern: "
-			   "[a-zA-Z0-9_\\-/.#]+");
-	s = json_string_value(json_object_get(v, "logStream"));
-	if (s && strpbrk(s, ":*"))
-		return bad(e, prefix, "logStream",
-			   "Member must satisfy regular expression pattern: "
-			   "[^:*]*");
-	return 0;
-}
-
-static int check_logging(json_t *v, struct err *e)
-{
-	json_t *cw = json_object_get(v, "cloudWatch");
-	json_t *off = json_object_get(v, "disabled");
-
-	if (!json_is_object(v) || json_object_size(v) != 1 || !(cw || off))
-		return bad(e, "", "logging",
-			   "Member must have exactly one of disabled and "
-			   "cloudWatch");
-	if (off && (!json_is_object(off) || json_object_size(off)))
-		return bad(e, "logging.", "disabled",
-			   "Member must be an empty object");
-	return cw ? check_cloudwatch(cw, e) : 0;
 }
 
 static int check_one(const struct check_field *f, json_t *v, const char *prefix,
@@ -303,14 +152,7 @@ static int check_one(const struct check_field *f, json_t *v, const char *prefix,
 						"Member must be true or false");
 	case CHECK_STRINGS:
 	case CHECK_ENV:
-	case CHECK_CONNECTORS:
 		return check_list(f, v, prefix, e);
-	case CHECK_LABELS:
-		return check_labels(f, v, prefix, e);
-	case CHECK_IDLE:
-		return check_idle(v, e);
-	case CHECK_LOGGING:
-		return check_logging(v, e);
 	case CHECK_ANY:
 		return 0;
 	default:
@@ -356,26 +198,4 @@ int check_object(json_t *o, const char *prefix, const struct check_field *f,
 			json_object_del(o, f[i].name);
 	}
 	return 0;
-}
-
-json_t *check_body(const void *body, size_t len, struct err *e)
-{
-	json_error_t je;
-	json_t *j;
-
-	if (!len)
-		return json_object();
-	j = json_loadb(body, len, JSON_REJECT_DUPLICATES, &je);
-	if (!j) {
-		err_set(e, -EINVAL,
-			"the body is not valid JSON: %s at line %d column %d",
-			je.text, je.line, je.column);
-		return NULL;
-	}
-	if (!json_is_object(j)) {
-		json_decref(j);
-		err_set(e, -EINVAL, "the body must be a JSON object");
-		return NULL;
-	}
-	return j;
 }

@@ -318,7 +318,7 @@ void api_exec(struct api *a, struct http_req *r)
 	struct err e = ERR_INIT;
 	struct eng_cell *cell;
 	struct reg_vm *vm;
-	json_t *body = check_body(r->body, r->body_len, &e);
+	json_t *body = shape_body(r->body, r->body_len, &e);
 	int rc = body ? check_object(body, "", exec_fields,
 				     ARRAY_SIZE(exec_fields), &e)
 		      : -EINVAL;

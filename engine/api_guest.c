@@ -13,7 +13,7 @@
 struct eng_cell *api_cell_of(struct api *a, struct http_req *r, bool need_agent,
 			     struct reg_vm **out)
 {
-	struct reg_vm *vm = api_vm_of(a, r, 3);
+	struct reg_vm *vm = api_vm_of(a, r, r->seg[3]);
 	struct eng_cell *cell = vm ? eng_vm_cell(vm) : NULL;
 	struct err e = ERR_INIT;
 
@@ -206,32 +206,27 @@ static int logs_params(const struct http_req *r, bool *follow, long *tail,
 	return 0;
 }
 
-void api_logs(struct api *a, struct http_req *r)
+void api_send_log(struct api *a, struct http_req *r, struct vmlog *log,
+		  bool owned)
 {
 	static const struct http_stream_ops ops = {.closed = logs_closed,
 						   .drained = logs_drained};
 	struct err e = ERR_INIT;
-	struct reg_vm *vm;
 	struct logs *lg;
 	bool follow;
 	long tail;
 
 	if (logs_params(r, &follow, &tail, &e)) {
+		if (owned)
+			vmlog_close(log);
 		api_fail(a, r, &e, NULL, NULL);
 		return;
 	}
-	vm = api_vm_of(a, r, 3);
-	if (!vm)
-		return;
 	lg = calloc(1, sizeof(*lg));
 	if (!lg)
 		abort();
-	lg->log = eng_vm_log(a->vms, vm, &lg->owned, &e);
-	if (!lg->log) {
-		free(lg);
-		api_fail(a, r, &e, NULL, NULL);
-		return;
-	}
+	lg->log = log;
+	lg->owned = owned;
 	lg->follow = follow && !lg->owned;
 	lg->end = vmlog_end(lg->log);
 	lg->pos = tail < 0 ? vmlog_start(lg->log)
@@ -245,6 +240,22 @@ void api_logs(struct api *a, struct http_req *r)
 	if (lg->follow)
 		lg->follower = vmlog_follow(lg->log, logs_more, lg);
 	logs_copy(lg, LOG_HIGH);
+}
+
+void api_logs(struct api *a, struct http_req *r)
+{
+	struct reg_vm *vm = api_vm_of(a, r, r->seg[3]);
+	struct err e = ERR_INIT;
+	struct vmlog *log;
+	bool owned;
+
+	if (!vm)
+		return;
+	log = eng_vm_log(a->vms, vm, &owned, &e);
+	if (log)
+		api_send_log(a, r, log, owned);
+	else
+		api_fail(a, r, &e, NULL, NULL);
 }
 
 // --- mailbox ----------------------------------------------------------------

@@ -2,8 +2,10 @@
 #include "api.h"
 
 #include "doctor.h"
+#include "endpoint.h"
 #include "events.h"
 #include "procstate.h"
+#include "roles.h"
 
 #include <errno.h>
 #include <string.h>
@@ -40,6 +42,35 @@ static json_t *templates(struct api *a)
 	return out;
 }
 
+static json_t *text_or_null(const char *s)
+{
+	return s ? api_text(s) : json_null();
+}
+
+// How to reach microVMs from outside; `thaw env` reads it.
+static void put_endpoint(struct api *a, json_t *j)
+{
+	json_object_set_new(j, "endpoint",
+			    text_or_null(eng_endpoint_where(a->endpoint)));
+	json_object_set_new(j, "endpointDomain",
+			    api_text(a->cfg->endpoint_domain));
+	json_object_set_new(j, "endpointCa",
+			    text_or_null(eng_endpoint_ca(a->endpoint)));
+	json_object_set_new(j, "endpointPlain",
+			    json_boolean(a->cfg->endpoint_plain));
+}
+
+// Which roles have credentials here; the credentials are nobody's to see.
+static json_t *roles(struct api *a)
+{
+	json_t *out = json_array();
+	const char *arn;
+
+	for (size_t i = 0; (arn = eng_roles_arn(a->roles, i)); i++)
+		json_array_append_new(out, json_string(arn));
+	return out;
+}
+
 void api_host(struct api *a, struct http_req *r)
 {
 	struct vm_totals t;
@@ -67,6 +98,8 @@ void api_host(struct api *a, struct http_req *r)
 	    (json_int_t)eng_cells_blanks_ready(a->cells), "preparedReady",
 	    (json_int_t)eng_cells_prepared_ready(a->cells), "microvms", states,
 	    "templates", templates(a));
+	put_endpoint(a, j);
+	json_object_set_new(j, "roles", roles(a));
 	http_reply(r, 200, j); // of this moment: holds for nothing
 }
 
@@ -125,19 +158,31 @@ static json_t *template_stats(struct api *a)
 			 (json_int_t)s.evicted_images);
 }
 
+static json_t *endpoint_stats(struct api *a)
+{
+	struct front_stats s;
+
+	eng_endpoint_stats(a->endpoint, &s);
+	return json_pack(
+	    "{s:I,s:I,s:I,s:I,s:I}", "connections", (json_int_t)s.conns, "open",
+	    (json_int_t)s.exchanges, "held", (json_int_t)s.opening, "requests",
+	    (json_int_t)s.requests, "refused", (json_int_t)s.refused);
+}
+
 void api_stats(struct api *a, struct http_req *r)
 {
 	uint64_t up = util_now_ns() - a->started_ns;
 
 	http_reply(r, 200,
-		   json_pack("{s:f,s:I,s:I,s:I,s:o,s:o,s:o,s:o}",
+		   json_pack("{s:f,s:I,s:I,s:I,s:o,s:o,s:o,s:o,s:o}",
 			     "uptimeSeconds", (double)(up / 1000000) / 1e3,
 			     "requests", (json_int_t)a->requests, "errors",
 			     (json_int_t)a->errors, "eventFollowers",
 			     (json_int_t)eng_events_followers(a->events),
 			     "loop", loop_stats(a), "registry",
 			     registry_stats(a), "store", store_stats(a),
-			     "templates", template_stats(a)));
+			     "templates", template_stats(a), "endpoint",
+			     endpoint_stats(a)));
 }
 
 void api_version(struct api *a, struct http_req *r)

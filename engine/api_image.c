@@ -1,57 +1,64 @@
-// The image calls: AWS's shapes, thaw's lists, and builds as a stream of lines.
+// Images and their versions: AWS's shapes and calls, and thaw's lists. What makes
+// them is in api_build.c.
 #include "api.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
-// Members that AWS requires of a version and that thaw has no use for.
-#define BASE_ARN "arn:aws:lambda:us-east-1:aws:microvm-image:thaw-rootfs"
-#define ROLE_ARN "arn:aws:iam::000000000000:role/thaw"
-
 enum { DELETE_TRIES = 10, DELETE_WAIT_MS = 10000 };
 
 // --- shapes ------------------------------------------------------------------
 
-static json_t *image_shape(const struct reg_image *im)
+// As lists have it: AWS's summaries are without the time of the last change.
+static json_t *image_summary(const struct reg_image *im)
 {
 	const struct reg_version *ok = eng_image_latest(im);
+	const struct reg_version *bad = eng_image_latest_failed(im);
 	json_t *j =
-	    json_pack("{s:o,s:s,s:s,s:o,s:o}", "imageArn",
-		      eng_image_arn(im->name), "name", im->name, "state",
-		      im->last_major > 1 ? "UPDATED" : "CREATED", "createdAt",
-		      api_seconds(im->created_ms), "updatedAt",
-		      api_seconds(im->updated_ms));
+	    json_pack("{s:o,s:s,s:s,s:o}", "imageArn", eng_image_arn(im->name),
+		      "name", im->name, "state", eng_image_state(im),
+		      "createdAt", api_seconds(im->created_ms));
 
 	if (ok)
 		json_object_set_new(j, "latestActiveImageVersion",
 				    json_string(ok->version));
+	if (bad)
+		json_object_set_new(j, "latestFailedImageVersion",
+				    json_string(bad->version));
 	return j;
 }
 
-static json_t *artifact(const struct reg_version *v)
+json_t *api_image_shape(const struct reg_image *im)
 {
-	const char *path =
-	    json_string_value(json_object_get(v->spec, "rootfs"));
+	json_t *j = image_summary(im);
 
-	if (!path)
-		path = json_string_value(json_object_get(v->spec, "kernel"));
-	return json_pack("{s:o}", "uri",
-			 json_sprintf("file://%s", path ? path : "/"));
+	json_object_set_new(j, "updatedAt", api_seconds(im->updated_ms));
+	return j;
 }
 
+static const char *state_of(const struct reg_version *v)
+{
+	return v->broken ? "FAILED" : eng_version_state_name(v->state);
+}
+
+// Why its build failed is said of the build alone, as AWS does.
 static json_t *version_shape(const struct reg_image *im,
 			     const struct reg_version *v)
 {
-	json_t *j = json_pack(
-	    "{s:s,s:s,s:o,s:o,s:s,s:s,s:s,s:o,s:[{s:i}]}", "baseImageArn",
-	    BASE_ARN, "buildRoleArn", ROLE_ARN, "codeArtifact", artifact(v),
-	    "imageArn", eng_image_arn(im->name), "imageVersion", v->version,
-	    "state", v->broken ? "FAILED" : "SUCCESSFUL", "status",
-	    v->active && !v->broken ? "ACTIVE" : "INACTIVE", "createdAt",
-	    api_seconds(v->created_ms), "resources", "minimumMemoryInMiB",
-	    (int)v->mem_mib);
+	bool active = v->active && !v->broken && v->state == VER_SUCCESSFUL;
+	json_t *j = eng_image_members(v);
 
+	json_object_set_new(j, "imageArn", eng_image_arn(im->name));
+	json_object_set_new(j, "imageVersion", json_string(v->version));
+	json_object_set_new(j, "state", json_string(state_of(v)));
+	json_object_set_new(j, "status",
+			    json_string(active ? "ACTIVE" : "INACTIVE"));
+	json_object_set_new(j, "createdAt", api_seconds(v->created_ms));
+	if (v->updated_ms)
+		json_object_set_new(j, "updatedAt", api_seconds(v->updated_ms));
+	if (json_object_size(im->tags))
+		json_object_set(j, "tags", im->tags);
 	if (v->broken)
 		json_object_set_new(
 		    j, "stateReason",
@@ -59,18 +66,26 @@ static json_t *version_shape(const struct reg_image *im,
 	return j;
 }
 
-static json_t *thaw_version(const struct reg_version *v)
+json_t *api_thaw_version(const struct reg_version *v)
 {
 	char hex[2 * sizeof(v->snap.b) + 1];
+	json_t *j = json_pack(
+	    "{s:s,s:s,s:s,s:i,s:i,s:b,s:o,s:O,s:O}", "version", v->version,
+	    "state", state_of(v), "status", v->active ? "ACTIVE" : "INACTIVE",
+	    "memoryMiB", (int)v->mem_mib, "vcpus", (int)v->vcpus, "agent",
+	    v->agent, "createdAt", api_seconds(v->created_ms), "sizes",
+	    v->sizes, "spec", v->spec);
 
 	util_hex(hex, v->snap.b, sizeof(v->snap.b));
-	return json_pack("{s:s,s:s,s:s,s:i,s:i,s:b,s:o,s:s,s:O,s:O}", "version",
-			 v->version, "state",
-			 v->broken ? "FAILED" : "SUCCESSFUL", "status",
-			 v->active ? "ACTIVE" : "INACTIVE", "memoryMiB",
-			 (int)v->mem_mib, "vcpus", (int)v->vcpus, "agent",
-			 v->agent, "createdAt", api_seconds(v->created_ms),
-			 "snapshot", hex, "sizes", v->sizes, "spec", v->spec);
+	if (v->state == VER_SUCCESSFUL)
+		json_object_set_new(j, "snapshot", json_string(hex));
+	if (v->build_id[0])
+		json_object_set_new(j, "buildId", json_string(v->build_id));
+	if (v->reason[0])
+		json_object_set_new(j, "stateReason", api_text(v->reason));
+	if (json_object_get(v->aws, "hooks"))
+		json_object_set(j, "hooks", json_object_get(v->aws, "hooks"));
+	return j;
 }
 
 static json_t *thaw_image(struct api *a, const struct reg_image *im)
@@ -80,7 +95,7 @@ static json_t *thaw_image(struct api *a, const struct reg_image *im)
 	size_t n, used = 0;
 
 	for (size_t i = 0; i < im->nversions; i++)
-		json_array_append_new(list, thaw_version(im->versions[i]));
+		json_array_append_new(list, api_thaw_version(im->versions[i]));
 	vms = eng_reg_vms(a->reg, &n);
 	for (size_t i = 0; i < n; i++)
 		used += vms[i]->live && !vms[i]->parked &&
@@ -94,74 +109,85 @@ static json_t *thaw_image(struct api *a, const struct reg_image *im)
 
 // --- finding ----------------------------------------------------------------
 
-struct reg_image *api_image_of(struct api *a, struct http_req *r, unsigned seg)
+struct reg_image *api_image_of(struct api *a, struct http_req *r,
+			       const char *id)
 {
 	struct err e = ERR_INIT;
 	struct reg_image *im;
 
-	if (strlen(r->seg[seg]) > 256)
+	if (strlen(id) > 1024) // 256 characters
 		err_set(&e, -EINVAL,
 			"1 validation error detected: Value at "
 			"'imageIdentifier' failed to satisfy constraint: "
 			"Member must have between 1 and 256 characters");
-	else if (!eng_image_find(a->reg, r->seg[seg], &im, &e))
+	else if (!eng_image_find(a->reg, id, &im, &e))
 		return im;
-	api_fail(a, r, &e, "microvm-image",
-		 e.code == -ENOENT ? r->seg[seg] : NULL);
+	api_fail(a, r, &e, "microvm-image", e.code == -ENOENT ? id : NULL);
 	return NULL;
 }
 
-static struct reg_version *version_of(struct api *a, struct http_req *r,
-				      struct reg_image **im)
+struct reg_version *api_version_of(struct api *a, struct http_req *r,
+				   json_t *in, struct reg_image **im)
 {
+	const char *version = api_member(in, "imageVersion");
 	struct err e = ERR_INIT;
 	struct reg_version *v;
 
-	*im = api_image_of(a, r, 2);
+	*im = api_image_of(a, r, api_member(in, "imageIdentifier"));
 	if (!*im)
 		return NULL;
-	v = eng_reg_version(*im, r->seg[4]);
+	v = eng_reg_version(*im, version);
 	if (!v) {
 		err_set(&e, -ENOENT, "MicroVM image %s has no version %.32s",
-			(*im)->name, r->seg[4]);
-		api_fail(a, r, &e, "microvm-image-version", r->seg[4]);
+			(*im)->name, version);
+		api_fail(a, r, &e, "microvm-image-version", version);
 	}
 	return v;
 }
 
 // --- AWS's calls ------------------------------------------------------------
 
-void api_get_image(struct api *a, struct http_req *r)
+void api_get_image(struct api *a, struct http_req *r, json_t *in)
 {
-	struct reg_image *im = api_image_of(a, r, 2);
+	struct reg_image *im =
+	    api_image_of(a, r, api_member(in, "imageIdentifier"));
 
-	if (im)
-		api_answer(a, r, 200, image_shape(im));
+	json_t *j;
+
+	if (!im)
+		return;
+	j = api_image_shape(im);
+	if (json_object_size(im->tags))
+		json_object_set(j, "tags", im->tags);
+	api_answer(a, r, 200, j);
 }
 
-void api_list_images(struct api *a, struct http_req *r)
+void api_list_images(struct api *a, struct http_req *r, json_t *in)
 {
-	const char *filter = http_query(r, "nameFilter");
+	const char *filter = api_member(in, "nameFilter");
+	char token[SHAPE_PAGE_TEXT];
+	struct api_page p;
 	struct reg_image *const *ims;
 	struct err e = ERR_INIT;
-	size_t n, max = 0;
-	uint64_t at = 0;
+	size_t n, at;
 	json_t *items, *out;
 
 	// `at` counts images; a page is cut before the filter, as AWS does.
-	if (api_page_params(r, &max, &at, &e)) {
+	if (api_page_of(a, r, in, &p, &e)) {
 		api_fail(a, r, &e, NULL, NULL);
 		return;
 	}
 	ims = eng_reg_images(a->reg, &n);
 	items = json_array();
 	out = json_pack("{s:o}", "items", items);
-	for (; at < n && max; at++, max--) {
+	for (at = p.after; at < n && at < p.after + p.max; at++) {
 		if (!filter || strstr(ims[at]->name, filter))
-			json_array_append_new(items, image_shape(ims[at]));
+			json_array_append_new(items, image_summary(ims[at]));
 	}
-	if (at < n)
-		json_object_set_new(out, "nextToken", api_next_token(at));
+	if (at < n) {
+		api_page_next(a, r, in, at, token);
+		json_object_set_new(out, "nextToken", json_string(token));
+	}
 	api_answer(a, r, 200, out);
 }
 
@@ -244,18 +270,19 @@ static void start_deletion(struct api *a, struct http_req *r,
 	delete_step(d);
 }
 
-void api_delete_image(struct api *a, struct http_req *r)
+void api_delete_image(struct api *a, struct http_req *r, json_t *in)
 {
-	struct reg_image *im = api_image_of(a, r, 2);
+	struct reg_image *im =
+	    api_image_of(a, r, api_member(in, "imageIdentifier"));
 
 	if (im)
 		start_deletion(a, r, im, NULL);
 }
 
-void api_delete_version(struct api *a, struct http_req *r)
+void api_delete_version(struct api *a, struct http_req *r, json_t *in)
 {
 	struct reg_image *im;
-	struct reg_version *v = version_of(a, r, &im);
+	struct reg_version *v = api_version_of(a, r, in, &im);
 
 	if (v)
 		start_deletion(a, r, im, v);
@@ -263,75 +290,62 @@ void api_delete_version(struct api *a, struct http_req *r)
 
 // --- AWS's other calls ------------------------------------------------------
 
-void api_get_version(struct api *a, struct http_req *r)
+void api_get_version(struct api *a, struct http_req *r, json_t *in)
 {
 	struct reg_image *im;
-	struct reg_version *v = version_of(a, r, &im);
+	struct reg_version *v = api_version_of(a, r, in, &im);
 
 	if (v)
 		api_answer(a, r, 200, version_shape(im, v));
 }
 
-void api_list_versions(struct api *a, struct http_req *r)
+void api_list_versions(struct api *a, struct http_req *r, json_t *in)
 {
-	struct reg_image *im = api_image_of(a, r, 2);
+	struct reg_image *im =
+	    api_image_of(a, r, api_member(in, "imageIdentifier"));
 	struct err e = ERR_INIT;
-	size_t max = 0;
-	uint64_t at = 0;
+	char token[SHAPE_PAGE_TEXT];
+	struct api_page p;
+	size_t at;
 	json_t *items, *out;
 
 	if (!im)
 		return;
-	if (api_page_params(r, &max, &at, &e)) {
+	if (api_page_of(a, r, in, &p, &e)) {
 		api_fail(a, r, &e, NULL, NULL);
 		return;
 	}
 	items = json_array();
 	out = json_pack("{s:o}", "items", items);
-	for (; at < im->nversions && max; at++, max--)
+	for (at = p.after; at < im->nversions && at < p.after + p.max; at++)
 		json_array_append_new(items,
 				      version_shape(im, im->versions[at]));
-	if (at < im->nversions)
-		json_object_set_new(out, "nextToken", api_next_token(at));
+	if (at < im->nversions) {
+		api_page_next(a, r, in, at, token);
+		json_object_set_new(out, "nextToken", json_string(token));
+	}
 	api_answer(a, r, 200, out);
 }
 
-static int read_status(const struct http_req *r, bool *active, struct err *e)
-{
-	static const struct check_field fields[] = {
-	    {"status", CHECK_STRING, true, 1, 64}};
-	json_t *body = check_body(r->body, r->body_len, e);
-	const char *s;
-	int rc = body ? check_object(body, "", fields, 1, e) : -EINVAL;
-
-	if (!rc) {
-		s = json_string_value(json_object_get(body, "status"));
-		*active = strcmp(s, "ACTIVE") == 0;
-		if (!*active && strcmp(s, "INACTIVE"))
-			rc = err_set(e, -EINVAL,
-				     "1 validation error detected: Value at "
-				     "'status' failed to satisfy constraint: "
-				     "Member must satisfy enum value set: "
-				     "[ACTIVE, INACTIVE]");
-	}
-	json_decref(body);
-	return rc;
-}
-
-void api_update_version(struct api *a, struct http_req *r)
+void api_update_version(struct api *a, struct http_req *r, json_t *in)
 {
 	struct reg_image *im;
-	struct reg_version *v = version_of(a, r, &im);
+	struct reg_version *v = api_version_of(a, r, in, &im);
+	bool active = !strcmp(api_member(in, "status"), "ACTIVE");
 	struct err e = ERR_INIT;
 	struct reg_txn *t;
-	bool active;
 
 	if (!v)
 		return;
-	if (read_status(r, &active, &e)) {
-		api_fail(a, r, &e, NULL, NULL);
+	if (active && (v->broken || v->state != VER_SUCCESSFUL)) {
+		err_set(&e, -EBUSY,
+			"version %s of MicroVM image %s is %s: it cannot be "
+			"run",
+			v->version, im->name, state_of(v));
+		api_fail(a, r, &e, "microvm-image-version", v->version);
 		return;
 	}
+	v->updated_ms = util_wall_ns() / 1000000;
 	v->active = active;
 	t = eng_reg_begin(a->reg);
 	eng_reg_put_version(t, im, v);
@@ -361,97 +375,8 @@ void api_thaw_images(struct api *a, struct http_req *r)
 
 void api_thaw_image(struct api *a, struct http_req *r)
 {
-	struct reg_image *im = api_image_of(a, r, 3);
+	struct reg_image *im = api_image_of(a, r, r->seg[3]);
 
 	if (im)
 		api_answer(a, r, 200, thaw_image(a, im));
-}
-
-struct build_stream {
-	struct api *a;
-	struct http_stream *st;
-	struct image_build *build; // NULL: over
-};
-
-static void build_closed(void *ctx)
-{
-	struct build_stream *bs = ctx;
-
-	if (bs->build)
-		eng_image_build_abandon(bs->build);
-	free(bs);
-}
-
-static void build_progress(void *ctx, const char *stage, int percent,
-			   const char *text)
-{
-	struct build_stream *bs = ctx;
-	json_t *p = json_pack("{s:s,s:i,s:o}", "stage", stage, "percent",
-			      percent, "text", api_text(text ? text : ""));
-
-	http_stream_json(bs->st, json_pack("{s:o}", "progress", p));
-}
-
-static void build_log(void *ctx, const char *text, size_t n)
-{
-	struct build_stream *bs = ctx;
-
-	// When its reader is far behind, the log is cut; progress still comes.
-	if (http_stream_backlog(bs->st) < 1024 * 1024)
-		http_stream_json(bs->st,
-				 json_pack("{s:o}", "log", api_bytes(text, n)));
-}
-
-static void build_done(void *ctx, const struct reg_image *im,
-		       const struct reg_version *v,
-		       const struct image_failure *f)
-{
-	struct build_stream *bs = ctx;
-	json_t *j;
-
-	bs->build = NULL;
-	if (im && v) {
-		j = thaw_version(v);
-		json_object_set_new(j, "name", json_string(im->name));
-		json_object_set_new(j, "imageArn", eng_image_arn(im->name));
-		j = json_pack("{s:o}", "image", j);
-	} else {
-		j = json_pack("{s:{s:s,s:o}}", "error", "type", err_name(f->rc),
-			      "message", api_text(f->why));
-	}
-	http_stream_json(bs->st, j);
-	http_stream_end(bs->st);
-}
-
-void api_build_image(struct api *a, struct http_req *r)
-{
-	static const struct image_build_events ev = {
-	    .progress = build_progress, .log = build_log, .done = build_done};
-	static const struct http_stream_ops ops = {.closed = build_closed};
-	struct err e = ERR_INIT;
-	struct build_stream *bs;
-	json_t *spec = check_body(r->body, r->body_len, &e);
-	int rc = spec ? eng_image_check_spec(spec, &e) : -EINVAL;
-	uid_t uid = r->uid;
-	gid_t gid = r->gid;
-
-	if (rc) {
-		json_decref(spec);
-		api_fail(a, r, &e, NULL, NULL);
-		return;
-	}
-	bs = calloc(1, sizeof(*bs));
-	if (!bs)
-		abort();
-	bs->a = a;
-	bs->st = http_stream_take(r, &ops, bs);
-	if (!bs->st) {
-		free(bs);
-	} else if (eng_image_build(a->images, spec, uid, gid, &ev, bs,
-				   &bs->build, &e)) {
-		api_fail_stream(a, bs->st, &e);
-	} else {
-		http_stream_begin(bs->st, "application/x-ndjson");
-	}
-	json_decref(spec);
 }

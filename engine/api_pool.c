@@ -24,7 +24,7 @@ static json_t *pool_shape(struct api *a, const struct reg_pool *p)
 
 static struct reg_pool *pool_of(struct api *a, struct http_req *r)
 {
-	struct reg_image *im = api_image_of(a, r, 3);
+	struct reg_image *im = api_image_of(a, r, r->seg[3]);
 	struct err e = ERR_INIT;
 	struct reg_pool *p;
 
@@ -62,7 +62,7 @@ static int read_size(const struct http_req *r, unsigned *size, struct err *e)
 {
 	static const struct check_field fields[] = {
 	    {"size", CHECK_INT, true, 0, REG_POOL_MAX}};
-	json_t *body = check_body(r->body, r->body_len, e);
+	json_t *body = shape_body(r->body, r->body_len, e);
 	int rc = body ? check_object(body, "", fields, 1, e) : -EINVAL;
 
 	if (!rc)
@@ -74,7 +74,7 @@ static int read_size(const struct http_req *r, unsigned *size, struct err *e)
 
 void api_put_pool(struct api *a, struct http_req *r)
 {
-	struct reg_image *im = api_image_of(a, r, 3);
+	struct reg_image *im = api_image_of(a, r, r->seg[3]);
 	struct err e = ERR_INIT;
 	struct reg_pool *p;
 	unsigned size;

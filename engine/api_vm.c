@@ -5,6 +5,8 @@
 // most START_HOLD_MS; terminate until it is TERMINATED; suspend is answered
 // when SUSPENDING is durable. ?wait=STATE&timeout=S overrides all of these.
 #include "api.h"
+
+#include "endpoint.h"
 #include "jtext.h"
 
 #include <errno.h>
@@ -47,6 +49,8 @@ static void open_thaw(struct jtext *t, const struct reg_vm *vm)
 	jt_int(t, "resumes", vm->resumes);
 	jt_bool(t, "pooled", vm->pooled);
 	jt_str(t, "reason", vm->code);
+	if (json_object_get(vm->extra, "logging"))
+		jt_json(t, "logging", json_object_get(vm->extra, "logging"));
 	if (vm->suspended_ms)
 		jt_seconds(t, "suspendedAt", vm->suspended_ms);
 	if (pid)
@@ -54,32 +58,35 @@ static void open_thaw(struct jtext *t, const struct reg_vm *vm)
 }
 
 // All but what "thaw" has besides: its timings, and what inspect adds.
-static void open_shape(struct jtext *t, const struct reg_vm *vm)
+static void open_shape(struct api *a, struct jtext *t, const struct reg_vm *vm)
 {
-	char endpoint[REG_ID_LEN + 12];
+	char endpoint[REG_UUID_LEN + 300];
 	const char *key;
 	json_t *v;
 
 	jt_open(t, NULL);
 	put_item(t, vm);
-	// The host name that the endpoint will have; nothing answers there yet.
-	snprintf(endpoint, sizeof(endpoint), "%s.localhost", vm->id);
+	snprintf(endpoint, sizeof(endpoint), "%s.%s", vm->endpoint,
+		 eng_endpoint_suffix(a->endpoint));
 	jt_str(t, "endpoint", endpoint);
 	jt_int(t, "maximumDurationInSeconds", vm->max_duration_s);
 	if (vm->reason[0])
 		jt_str(t, "stateReason", vm->reason);
 	if (vm->ended_ms)
 		jt_seconds(t, "terminatedAt", vm->ended_ms);
-	json_object_foreach(vm->extra, key, v) // of the keys in echoed()
-	    jt_json(t, key, v);
+	json_object_foreach(vm->extra, key, v) // of the keys in kept()
+	{
+		if (strcmp(key, "logging"))
+			jt_json(t, key, v);
+	}
 	open_thaw(t, vm);
 }
 
-static char *vm_shape(const struct reg_vm *vm)
+static char *vm_shape(struct api *a, const struct reg_vm *vm)
 {
 	struct jtext t = {0};
 
-	open_shape(&t, vm);
+	open_shape(a, &t, vm);
 	jt_json(&t, "timings", vm->timings);
 	jt_close(&t);
 	jt_close(&t);
@@ -124,21 +131,8 @@ static void run_over(void *ctx, struct reg_vm *vm, enum vm_wait_end how)
 		fail_vm(h->a, h->r, -EIO, vm, "MicroVM %s did not start",
 			vm->reason);
 	else
-		api_answer_text(h->a, h->r, vm->txn, 200, vm_shape(vm));
+		api_answer_text(h->a, h->r, vm->txn, 200, vm_shape(h->a, vm));
 	free(h);
-}
-
-static void digest(json_t *body, uint8_t out[16])
-{
-	cleanup_free char *text =
-	    json_dumps(body, JSON_COMPACT | JSON_SORT_KEYS);
-	uint64_t h[2] = {0xcbf29ce484222325u, 0x84222325cbf29ce4u};
-
-	for (const char *p = text; p && *p; p++) {
-		h[0] = (h[0] ^ (uint8_t)*p) * 0x100000001b3u;
-		h[1] = (h[1] ^ (uint8_t)(*p + 101)) * 0x100000001b3u;
-	}
-	memcpy(out, h, 16);
 }
 
 // 1: replayed (*vm is what the first one made), 0: new, -errno.
@@ -163,40 +157,24 @@ static int replayed(struct api *a, const char *token, const uint8_t params[16],
 	return 1;
 }
 
-static const struct check_field run_fields[] = {
-    {"imageIdentifier", CHECK_STRING, true, 1, 256},
-    {"imageVersion", CHECK_NOBLANK, false, 1, 2048},
-    {"ingressNetworkConnectors", CHECK_CONNECTORS, false, 0, 10},
-    {"egressNetworkConnectors", CHECK_CONNECTORS, false, 0, 10},
-    {"executionRoleArn", CHECK_ROLE, false, 20, 2048},
-    {"idlePolicy", CHECK_IDLE, false, 0, 0},
-    {"logging", CHECK_LOGGING, false, 0, 0},
-    {"runHookPayload", CHECK_BYTES, false, 0, 4096},
-    {"maximumDurationInSeconds", CHECK_INT, false, 1, 28800},
-    {"clientToken", CHECK_STRING, false, 1, REG_TOKEN_MAX},
-    {"name", CHECK_NAME, false, 1, REG_NAME_MAX},
-    {"labels", CHECK_LABELS, false, 0, 64},
-    {"cold", CHECK_BOOL, false, 0, 0},
-    {"parked", CHECK_BOOL, false, 0, 0},
-};
-
-static int check_run(json_t *body, struct err *e)
+static int check_run(struct api *a, json_t *in, struct err *e)
 {
-	int rc = check_object(body, "", run_fields, ARRAY_SIZE(run_fields), e);
-	const char *token;
+	const char *token = api_member(in, "clientToken");
+	int rc = eng_net_check(json_object_get(in, "ingressNetworkConnectors"),
+			       json_object_get(in, "egressNetworkConnectors"),
+			       a->cfg->accept_egress, e);
 
 	if (rc)
 		return rc;
-	if (json_array_size(json_object_get(body, "egressNetworkConnectors")))
+	if (json_object_get(in, "kmsKeyIdentifier"))
 		return err_set(e, -EINVAL,
-			       "egressNetworkConnectors: thaw serves no egress "
-			       "yet; leave the member out");
-	if (json_is_true(json_object_get(body, "parked")) &&
-	    json_object_size(body) != 2)
+			       "kmsKeyIdentifier: thaw knows no KMS and "
+			       "encrypts no snapshots; leave it out");
+	if (json_is_true(json_object_get(in, "parked")) &&
+	    json_object_size(in) != 2)
 		return err_set(e, -EINVAL,
 			       "parked goes with imageIdentifier alone: all "
 			       "else comes with the run that claims it");
-	token = json_string_value(json_object_get(body, "clientToken"));
 	if (token && strlen(token) > REG_TOKEN_MAX)
 		return err_set(e, -EINVAL,
 			       "1 validation error detected: Value at "
@@ -206,11 +184,12 @@ static int check_run(json_t *body, struct err *e)
 	return 0;
 }
 
-static json_t *echoed(json_t *body)
+// What GetMicrovm says again; and its logging, which it does not.
+static json_t *kept(json_t *body)
 {
-	static const char *const keys[] = {"ingressNetworkConnectors",
-					   "egressNetworkConnectors",
-					   "executionRoleArn", "idlePolicy"};
+	static const char *const keys[] = {
+	    "ingressNetworkConnectors", "egressNetworkConnectors",
+	    "executionRoleArn", "idlePolicy", "logging"};
 	json_t *out = json_object();
 
 	for (size_t i = 0; i < ARRAY_SIZE(keys); i++) {
@@ -225,10 +204,8 @@ static json_t *echoed(json_t *body)
 static int find_version(struct api *a, json_t *body, struct vm_run *rq,
 			struct err *e)
 {
-	const char *id =
-	    json_string_value(json_object_get(body, "imageIdentifier"));
-	const char *version =
-	    json_string_value(json_object_get(body, "imageVersion"));
+	const char *id = api_member(body, "imageIdentifier");
+	const char *version = api_member(body, "imageVersion");
 	struct reg_version *v = NULL;
 	struct reg_image *im;
 	int rc = eng_image_find(a->reg, id, &im, e);
@@ -266,13 +243,32 @@ static int run_now(struct api *a, struct http_req *r, json_t *body,
 	if (rc)
 		return rc;
 	memcpy(rq.params, params, 16);
-	rq.extra = extra = echoed(body);
+	rq.extra = extra = kept(body);
 	rc = eng_vm_run(a->vms, &rq, vm, e);
 	json_decref(extra);
 	return rc;
 }
 
-void api_run_microvm(struct api *a, struct http_req *r)
+// 404 is about the image; 409 about the microVM that has the token or the name, or
+// else the image, whose pool is full.
+static void refuse_run(struct api *a, struct http_req *r, json_t *in,
+		       const char *token, const struct err *e)
+{
+	const struct reg_token *t = token ? eng_reg_token(a->reg, token) : NULL;
+	const char *image = api_member(in, "imageIdentifier");
+	const char *name = api_member(in, "name");
+
+	if (e->code == -EBUSY && t)
+		api_fail(a, r, e, "microvm", t->vm);
+	else if (e->code == -EBUSY && name)
+		api_fail(a, r, e, "microvm", name);
+	else if (e->code == -EBUSY || e->code == -ENOENT)
+		api_fail(a, r, e, "microvm-image", image);
+	else
+		api_fail(a, r, e, NULL, NULL);
+}
+
+void api_run_microvm(struct api *a, struct http_req *r, json_t *in)
 {
 	struct err e = ERR_INIT;
 	struct reg_vm *vm = NULL;
@@ -280,44 +276,46 @@ void api_run_microvm(struct api *a, struct http_req *r)
 	uint8_t params[16];
 	unsigned mask = 0;
 	uint64_t ms = 0;
-	json_t *body = check_body(r->body, r->body_len, &e), *t;
-	int rc = body ? check_run(body, &e) : -EINVAL;
+	int rc = api_wait_of(in, &mask, &ms, &e);
 
+	json_object_del(in, "wait");
+	json_object_del(in, "timeout");
 	if (!rc)
-		rc = api_wait_params(r, &mask, &ms, &e);
+		rc = check_run(a, in, &e);
 	if (!rc) {
-		t = json_object_get(body, "clientToken");
-		token = t ? strdup(json_string_value(t)) : NULL;
-		json_object_del(body, "clientToken");
-		digest(body, params);
+		const char *t = api_member(in, "clientToken");
+
+		token = t ? strdup(t) : NULL;
+		json_object_del(in, "clientToken");
+		eng_reg_params(in, params);
 		rc = replayed(a, token, params, &vm, &e);
 	}
 	if (rc == 0)
-		rc = run_now(a, r, body, token, params, &vm, &e);
-	json_decref(body);
+		rc = run_now(a, r, in, token, params, &vm, &e);
 	if (rc < 0) {
 		if (!e.code)
 			e.code = rc;
-		api_fail(a, r, &e, NULL, NULL);
+		refuse_run(a, r, in, token, &e);
 		return;
 	}
 	eng_vm_wait(a->vms, vm, mask ? mask : ANY_BUT_PENDING, false,
 		    mask ? ms : START_HOLD_MS, run_over, hold(a, r, true));
 }
 
-// The microVM of seg[2] and ?wait=; answers by itself and returns NULL otherwise.
+// The microVM that is meant, and members wait and timeout; answers by itself and
+// returns NULL otherwise.
 struct wait {
 	unsigned mask; // 0: not asked for
 	uint64_t ms;
 };
 
-static struct reg_vm *vm_and_wait(struct api *a, struct http_req *r,
+static struct reg_vm *vm_and_wait(struct api *a, struct http_req *r, json_t *in,
 				  struct wait *w)
 {
 	struct err e = ERR_INIT;
 
-	if (!api_wait_params(r, &w->mask, &w->ms, &e))
-		return api_vm_of(a, r, 2);
+	if (!api_wait_of(in, &w->mask, &w->ms, &e))
+		return api_vm_of(a, r, api_member(in, "microvmIdentifier"));
 	api_fail(a, r, &e, NULL, NULL);
 	return NULL;
 }
@@ -329,19 +327,19 @@ static void get_over(void *ctx, struct reg_vm *vm, enum vm_wait_end how)
 	struct held *h = ctx;
 
 	(void)how;
-	api_answer_text(h->a, h->r, vm->txn, 200, vm_shape(vm));
+	api_answer_text(h->a, h->r, vm->txn, 200, vm_shape(h->a, vm));
 	free(h);
 }
 
-void api_get_microvm(struct api *a, struct http_req *r)
+void api_get_microvm(struct api *a, struct http_req *r, json_t *in)
 {
 	struct wait w;
-	struct reg_vm *vm = vm_and_wait(a, r, &w);
+	struct reg_vm *vm = vm_and_wait(a, r, in, &w);
 
 	if (!vm)
 		return;
 	if (!w.mask)
-		api_answer_text(a, r, vm->txn, 200, vm_shape(vm));
+		api_answer_text(a, r, vm->txn, 200, vm_shape(a, vm));
 	else
 		eng_vm_wait(a->vms, vm, w.mask, false, w.ms, get_over,
 			    hold(a, r, true));
@@ -350,45 +348,50 @@ void api_get_microvm(struct api *a, struct http_req *r)
 struct list_filter {
 	const char *image, *version;
 	unsigned states; // mask; 0: all
-	const char *labels[HTTP_MAX_QUERY];
-	unsigned nlabels;
+	const json_t *labels;
 };
 
-static int list_filter_of(struct api *a, const struct http_req *r,
-			  struct list_filter *f, struct err *e)
+// -ENOENT: no image of that name is or was here. Of one that was deleted there may
+// be records still.
+static int named_image(struct api *a, const char *id, const char **name,
+		       struct err *e)
 {
-	const char *id = http_query(r, "imageIdentifier");
+	struct reg_vm *const *vms;
 	struct reg_image *im;
-	enum vm_state s;
+	size_t n;
+	int rc = eng_image_find(a->reg, id, &im, e);
 
-	memset(f, 0, sizeof(*f));
-	f->version = http_query(r, "imageVersion");
-	if (id && (!*id || strlen(id) > 256))
-		return err_set(e, -EINVAL,
-			       "imageIdentifier must have between 1 and 256 "
-			       "characters");
-	if (id)
-		f->image = eng_image_find(a->reg, id, &im, e) ? id : im->name;
-	for (unsigned i = 0; i < r->nquery; i++) {
-		const char *v = r->query[i].v;
-
-		if (!strcmp(r->query[i].k, "label")) {
-			if (!strchr(v, '='))
-				return err_set(e, -EINVAL,
-					       "label takes KEY=VALUE, not "
-					       "\"%.60s\"",
-					       v);
-			f->labels[f->nlabels++] = v;
-		} else if (!strcmp(r->query[i].k, "state")) {
-			if (eng_state_parse(v, &s))
-				return err_set(e, -EINVAL,
-					       "state takes a state, not "
-					       "\"%.40s\"",
-					       v);
-			f->states |= 1u << s;
-		}
+	*name = rc ? eng_image_bare(id) : im->name;
+	if (rc != -ENOENT)
+		return rc;
+	vms = eng_reg_vms(a->reg, &n);
+	for (size_t i = 0; i < n; i++) {
+		if (!strcmp(vms[i]->image, *name))
+			return 0;
 	}
-	return 0;
+	return rc;
+}
+
+static int list_filter_of(struct api *a, json_t *in, struct list_filter *f,
+			  struct err *e)
+{
+	const char *id = api_member(in, "imageIdentifier");
+	const json_t *v;
+	enum vm_state s;
+	size_t i;
+	int rc;
+
+	*f = (struct list_filter){
+	    .version = api_member(in, "imageVersion"),
+	    .labels = json_object_get(in, "label"),
+	};
+	rc = id ? named_image(a, id, &f->image, e) : 0;
+	json_array_foreach(json_object_get(in, "state"), i, v)
+	{
+		if (!eng_state_parse(json_string_value(v), &s))
+			f->states |= 1u << s;
+	}
+	return rc;
 }
 
 static bool label_matches(const struct reg_vm *vm, const char *kv)
@@ -406,58 +409,58 @@ static bool label_matches(const struct reg_vm *vm, const char *kv)
 
 static bool listed(const struct reg_vm *vm, const struct list_filter *f)
 {
+	const json_t *kv;
+	size_t i;
+
 	if (vm->parked && !(f->states & 1u << VM_PARKED))
 		return false; // nobody's yet, or never anybody's
 	if ((f->image && strcmp(vm->image, f->image)) ||
 	    (f->version && strcmp(vm->version, f->version)) ||
 	    (f->states && !(f->states & 1u << vm->state)))
 		return false;
-	for (unsigned i = 0; i < f->nlabels; i++) {
-		if (!label_matches(vm, f->labels[i]))
+	json_array_foreach(f->labels, i, kv)
+	{
+		if (!label_matches(vm, json_string_value(kv)))
 			return false;
 	}
 	return true;
 }
 
-void api_list_microvms(struct api *a, struct http_req *r)
+void api_list_microvms(struct api *a, struct http_req *r, json_t *in)
 {
 	struct err e = ERR_INIT;
 	struct reg_vm *const *vms;
 	struct list_filter f;
-	size_t n, max = 0;
-	uint64_t after = 0, seq = 0;
+	struct api_page p;
+	size_t n, found = 0;
+	uint64_t seq = 0;
 	struct jtext t = {0};
-	size_t found = 0;
-	bool more = false;
+	char token[SHAPE_PAGE_TEXT];
 
-	if (api_page_params(r, &max, &after, &e) ||
-	    list_filter_of(a, r, &f, &e)) {
-		api_fail(a, r, &e, NULL, NULL);
+	if (api_page_of(a, r, in, &p, &e) || list_filter_of(a, in, &f, &e)) {
+		api_fail(a, r, &e, "microvm-image",
+			 api_member(in, "imageIdentifier"));
 		return;
 	}
 	vms = eng_reg_vms(a->reg, &n);
 	jt_open(&t, NULL);
 	jt_open_list(&t, "items");
-	for (size_t i = 0; i < n && !more; i++) {
-		if (vms[i]->seq <= after || !listed(vms[i], &f))
+	for (size_t i = 0; i < n && found <= p.max; i++) {
+		if (vms[i]->seq <= p.after || !listed(vms[i], &f) ||
+		    found++ == p.max)
 			continue;
-		more = found++ == max;
-		if (more)
-			break;
 		jt_open(&t, NULL);
 		put_item(&t, vms[i]);
 		open_thaw(&t, vms[i]);
 		jt_close(&t);
 		jt_close(&t);
 		seq = MAX(seq, vms[i]->txn);
-		after = vms[i]->seq;
+		p.after = vms[i]->seq;
 	}
 	jt_close_list(&t);
-	if (more) {
-		json_t *token = api_next_token(after);
-
-		jt_json(&t, "nextToken", token);
-		json_decref(token);
+	if (found > p.max) {
+		api_page_next(a, r, in, p.after, token);
+		jt_str(&t, "nextToken", token);
 	}
 	jt_close(&t);
 	api_answer_text(a, r, seq, 200, jt_take(&t));
@@ -478,7 +481,7 @@ static void put_usage(struct jtext *t, const struct eng_cell *cell)
 
 void api_inspect_microvm(struct api *a, struct http_req *r)
 {
-	struct reg_vm *vm = api_vm_of(a, r, 3);
+	struct reg_vm *vm = api_vm_of(a, r, r->seg[3]);
 	struct jtext t = {0};
 	struct eng_cell *cell;
 	char log[4096];
@@ -491,7 +494,7 @@ void api_inspect_microvm(struct api *a, struct http_req *r)
 	if (cell)
 		eng_vm_late_timings(vm, timings);
 	snprintf(log, sizeof(log), "%s/%s.log", a->cfg->log_dir, vm->id);
-	open_shape(&t, vm);
+	open_shape(a, &t, vm);
 	jt_json(&t, "timings", timings);
 	json_decref(timings);
 	jt_hex(&t, "base", vm->base.b, sizeof(vm->base.b));
@@ -523,10 +526,10 @@ static void op_over(void *ctx, struct reg_vm *vm, enum vm_wait_end how)
 	free(h);
 }
 
-void api_suspend_microvm(struct api *a, struct http_req *r)
+void api_suspend_microvm(struct api *a, struct http_req *r, json_t *in)
 {
 	struct wait w;
-	struct reg_vm *vm = vm_and_wait(a, r, &w);
+	struct reg_vm *vm = vm_and_wait(a, r, in, &w);
 	struct err e = ERR_INIT;
 
 	if (!vm)
@@ -542,10 +545,10 @@ void api_suspend_microvm(struct api *a, struct http_req *r)
 		api_answer_at(a, r, vm->txn, 200, json_object());
 }
 
-void api_resume_microvm(struct api *a, struct http_req *r)
+void api_resume_microvm(struct api *a, struct http_req *r, json_t *in)
 {
 	struct wait w;
-	struct reg_vm *vm = vm_and_wait(a, r, &w);
+	struct reg_vm *vm = vm_and_wait(a, r, in, &w);
 	struct err e = ERR_INIT;
 
 	if (!vm)
@@ -567,10 +570,10 @@ static void terminate_over(void *ctx, struct reg_vm *vm, enum vm_wait_end how)
 	free(h);
 }
 
-void api_terminate_microvm(struct api *a, struct http_req *r)
+void api_terminate_microvm(struct api *a, struct http_req *r, json_t *in)
 {
 	struct wait w;
-	struct reg_vm *vm = vm_and_wait(a, r, &w);
+	struct reg_vm *vm = vm_and_wait(a, r, in, &w);
 
 	if (!vm)
 		return;

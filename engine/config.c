@@ -38,6 +38,9 @@ const char eng_usage[] =
     "  --s3-region REGION     and their region (us-east-1)\n"
     "  --s3-credentials FILE  as ~/.aws/credentials, readable by root alone\n"
     "  --libexec DIR          where thaw-cell, thaw-mkdisk and the like are\n"
+    "  --unserved-egress=accept  take runs with INTERNET_EGRESS, which "
+    "nothing\n"
+    "                         serves (by default they are refused)\n"
     "  --role ARN=FILE        microVMs with this executionRoleArn get FILE's\n"
     "                         credentials, as a credential process prints "
     "them\n"
@@ -73,6 +76,7 @@ enum {
 	OPT_S3_ENDPOINT,
 	OPT_S3_REGION,
 	OPT_S3_CREDENTIALS,
+	OPT_EGRESS,
 	OPT_ROLE,
 	OPT_TIME_SCALE,
 	OPT_LOG_LEVEL,
@@ -109,6 +113,7 @@ static const struct option options[] = {
     {"s3-endpoint", required_argument, NULL, OPT_S3_ENDPOINT},
     {"s3-region", required_argument, NULL, OPT_S3_REGION},
     {"s3-credentials", required_argument, NULL, OPT_S3_CREDENTIALS},
+    {"unserved-egress", required_argument, NULL, OPT_EGRESS},
     {"role", required_argument, NULL, OPT_ROLE},
     {"time-scale", required_argument, NULL, OPT_TIME_SCALE},
     {"log-level", required_argument, NULL, OPT_LOG_LEVEL},
@@ -318,6 +323,14 @@ static int set_option(struct eng_config *c, int opt, const char *v,
 	case OPT_LIBEXEC:
 		set_text(libexec, v);
 		return 0;
+	case OPT_EGRESS:
+		c->accept_egress = !strcmp(v, "accept");
+		if (c->accept_egress || !strcmp(v, "refuse"))
+			return 0;
+		return err_set(e, -EINVAL,
+			       "--unserved-egress is accept or refuse, not "
+			       "\"%.40s\"",
+			       v);
 	case OPT_ROLE:
 		add_role(c, v);
 		return 0;

@@ -28,6 +28,7 @@ struct eng_config {
 	enum log_level log_level;
 	bool doctor, doctor_json;
 	bool help, version, openapi;
+	bool accept_egress;  // INTERNET_EGRESS is taken, and not served
 	unsigned time_scale; // tests: durations pass so many times as fast
 };
 

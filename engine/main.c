@@ -320,6 +320,7 @@ static int listen_http(struct thawd *d, struct err *e)
 	    .handle = api_handle,
 	    .ctx = &d->api,
 	};
+	int rc;
 
 	d->api = (struct api){
 	    .loop = d->loop,
@@ -330,10 +331,13 @@ static int listen_http(struct thawd *d, struct err *e)
 	    .vms = d->vms,
 	    .images = d->images,
 	    .events = d->events,
+	    .endpoint = d->endpoint,
+	    .roles = d->roles,
 	    .cfg = &d->cfg,
 	    .started_ns = util_now_ns(),
 	};
-	return http_server_create(&d->http, d->loop, &hc, e);
+	rc = api_page_key(&d->api, d->cfg.state_dir, e);
+	return rc ? rc : http_server_create(&d->http, d->loop, &hc, e);
 }
 
 // --- the end ----------------------------------------------------------------

@@ -9,6 +9,7 @@ import re
 import socket
 import stat
 import sys
+import tempfile
 import threading
 import time
 import urllib.parse
@@ -34,6 +35,10 @@ def errors(a, status, kind, part, name):
           f"{name}: {status} {kind}", f"got {a!r}, want \"{part}\"")
 
 
+CONNECTOR = ("arn:aws:lambda:us-east-1:aws:network-connector:"
+             "aws-network-connector:")
+
+
 # --- shapes --------------------------------------------------------------------
 
 def test_run_shape(t):
@@ -55,6 +60,9 @@ def test_run_shape(t):
     equal(vm["imageVersion"], "1.0", "imageVersion")
     equal(vm["maximumDurationInSeconds"], 28800, "default duration")
     equal(vm["idlePolicy"]["maxIdleDurationSeconds"], 60, "idlePolicy echoed")
+    check(re.fullmatch(r"[0-9a-f-]{36}\.localhost", vm["endpoint"]) and
+          vm["endpoint"].split(".")[0] not in vm["microvmId"],
+          "its endpoint is another UUID", vm["endpoint"])
     check(abs(vm["startedAt"] - time.time()) < 60, "startedAt is now")
     check(vm["thaw"]["timings"]["run"]["running"] > 0, "timings in µs")
     g = t.vm(vm["microvmId"])
@@ -70,6 +78,22 @@ def test_run_shape(t):
     check(g["terminatedAt"] >= g["startedAt"], "terminatedAt")
 
 
+def test_run_members(t):
+    b = t.run("img", logging={"disabled": {}}, runHookPayload="print secret",
+              ingressNetworkConnectors=[CONNECTOR + "HTTP_INGRESS"],
+              executionRoleArn="arn:aws:iam::000000000000:role/x").json
+    equal(b["ingressNetworkConnectors"], [CONNECTOR + "HTTP_INGRESS"],
+          "connectors are echoed")
+    check("logging" not in b and "runHookPayload" not in b,
+          "logging and payload are not", b)
+    equal(b["executionRoleArn"], "arn:aws:iam::000000000000:role/x", "the role")
+    equal(b["thaw"]["logging"], {"disabled": {}}, "thaw says its logging")
+    time.sleep(0.2)
+    equal(t.get(f"{OWN}/microvms/{b['microvmId']}/logs").text, "",
+          "disabled: nothing of it is kept")
+    t.end(b["microvmId"])
+
+
 BAD_RUNS = [
     ({}, "imageIdentifier"),
     ({"imageIdentifier": None}, "imageIdentifier"),
@@ -80,15 +104,22 @@ BAD_RUNS = [
     ({"imageVersion": ""}, "imageVersion"),
     ({"ingressNetworkConnectors": "x"}, "must be a list"),
     ({"ingressNetworkConnectors": ["x"] * 11}, "between 0 and 10"),
-    ({"ingressNetworkConnectors": ["a b"]}, "no blanks"),
+    ({"ingressNetworkConnectors": ["a b"]}, "is not one of AWS's managed connectors"),
+    ({"ingressNetworkConnectors": [CONNECTOR + "VPC_INGRESS"]},
+     "is not one of AWS's managed connectors"),
+    ({"ingressNetworkConnectors": ["ALL_INGRESS"]},
+     "is not one of AWS's managed connectors"),
     ({"egressNetworkConnectors": ["arn:aws:x:INTERNET_EGRESS"]},
+     "the only one there is"),
+    ({"egressNetworkConnectors": [CONNECTOR + "INTERNET_EGRESS"]},
      "serves no egress"),
     ({"executionRoleArn": "arn:aws:iam::12:role/x"}, "executionRoleArn"),
-    ({"executionRoleArn": "arn:aws:iam::123456789012:user/xxxx"}, "ARN"),
+    ({"executionRoleArn": "arn:aws:iam::123456789012:user/xxxx"},
+     "regular expression pattern: arn:aws"),
     ({"idlePolicy": {}}, "idlePolicy.maxIdleDurationSeconds"),
     ({"idlePolicy": {"maxIdleDurationSeconds": 59,
                      "suspendedDurationSeconds": 0,
-                     "autoResumeEnabled": True}}, "between 60"),
+                     "autoResumeEnabled": True}}, "at least 60"),
     ({"idlePolicy": {"maxIdleDurationSeconds": 60,
                      "suspendedDurationSeconds": -1,
                      "autoResumeEnabled": True}}, "suspendedDurationSeconds"),
@@ -218,6 +249,8 @@ def test_names(t):
     a = t.run("img", name="web").json["microvmId"]
     b = t.run("img", name="web")
     errors(b, 409, "ConflictException", "web", "a name that is taken")
+    equal((b.json["resourceType"], b.json["resourceId"]), ("microvm", "web"),
+          "and by what")
     equal(t.vm("web").json["microvmId"], a, "a name is an identifier")
     equal(t.vm(a[:20]).json["microvmId"], a, "so is a prefix of the id")
     equal(t.vm(a[8:18]).json["microvmId"], a, "also without microvm-")
@@ -562,6 +595,8 @@ def test_tokens(t):
     equal(a.json["microvmId"], b.json["microvmId"], "a replayed run")
     c = t.run("img", clientToken=tok, labels={"a": "2"})
     errors(c, 409, "ConflictException", tok, "the token with other parameters")
+    equal((c.json["resourceType"], c.json["resourceId"]),
+          ("microvm", a.json["microvmId"]), "which names whose it is")
     t.kill9()
     t.start()
     b = t.run("img", clientToken=tok, labels={"a": "1"})
@@ -772,8 +807,8 @@ def test_images(t):
 BAD_BUILDS = [
     ({"name": "a b", "kernel": KERNEL}, "name"),
     ({"kernel": KERNEL}, "name"),
-    ({"name": "x"}, "exactly one of rootfs"),
-    ({"name": "x", "kernel": KERNEL, "rootfs": "/"}, "exactly one of rootfs"),
+    ({"name": "x"}, "exactly one of context"),
+    ({"name": "x", "kernel": KERNEL, "rootfs": "/"}, "exactly one of context"),
     ({"name": "x", "rootfs": "rel/ative", "entrypoint": ["x"]}, "absolute"),
     ({"name": "x", "rootfs": "/x"}, "entrypoint"),
     ({"name": "x", "rootfs": "/x", "entrypoint": []}, "entrypoint"),
@@ -973,6 +1008,69 @@ def t_try(t):
 
 
 # --- budget ------------------------------------------------------------------------
+
+def test_time(_):
+    """Idle policies a hundred times as fast; one of them over a kill -9."""
+    t = fresh("--time-scale", "100")
+    try:
+        idle = {"maxIdleDurationSeconds": 60, "suspendedDurationSeconds": 300,
+                "autoResumeEnabled": False}
+        i = t.run("img", idlePolicy=idle).json["microvmId"]
+        j = t.run("img").json["microvmId"]
+        g = t.vm(i, "?wait=SUSPENDED&timeout=20").json
+        equal((g["state"], g["thaw"]["reason"]), ("SUSPENDED", "idle"),
+              "an idle one is suspended")
+        equal(t.vm(j).json["state"], "RUNNING", "one without a policy is not")
+        t.kill9()
+        time.sleep(0.5)
+        t.start()
+        equal(t.vm(i).json["state"], "SUSPENDED", "it waits after a restart")
+        g = t.vm(i, "?wait=TERMINATED&timeout=20").json
+        equal((g["state"], g["thaw"]["reason"]),
+              ("TERMINATED", "suspended-duration"), "and ends in time")
+        check(3 <= g["terminatedAt"] - g["thaw"]["suspendedAt"] < 10,
+              "which is three seconds here", g)
+    finally:
+        t.remove()
+    t = fresh("--unserved-egress", "accept")
+    try:
+        g = t.run("img", egressNetworkConnectors=[
+            CONNECTOR + "INTERNET_EGRESS"]).json
+        equal(g["egressNetworkConnectors"], [CONNECTOR + "INTERNET_EGRESS"],
+              "egress can be accepted, unserved")
+        errors(t.run("img", egressNetworkConnectors=[CONNECTOR + "VPC"]), 400,
+               "ValidationException", "the only one there is", "but no other")
+    finally:
+        t.remove()
+
+
+def test_roles(_):
+    """Which roles have credentials is told; what these are is not."""
+    arns = [f"arn:aws:iam::123456789012:role/{r}" for r in ("p/a=b", "a")]
+    with tempfile.TemporaryDirectory() as d:
+        flags = []
+        for i, arn in enumerate(arns):
+            path = os.path.join(d, f"role{i}.json")
+            with open(path, "w", opener=lambda p, f: os.open(p, f, 0o600)) as f:
+                json.dump({"Version": 1, "AccessKeyId": "AKIDTHAWEXAMPLE00001",
+                           "SecretAccessKey": "never/shown+0123456789",
+                           "SessionToken": "nor+this"}, f)
+            flags += ["--role", f"{arn}={path}"]
+        t = fresh(*flags)
+        try:
+            a = t.get(OWN + "/host")
+            equal(a.json["roles"], arns, "the roles with credentials, in order")
+            check(not [x for x in ("AKID", "never/shown", "nor+this", d)
+                       if x in a.text.replace("\\/", "/")],
+                  "but neither credentials nor their files", a.text)
+        finally:
+            t.remove()
+    t = fresh()
+    try:
+        equal(t.host()["roles"], [], "none where none is mapped")
+    finally:
+        t.remove()
+
 
 def test_budget(_):
     t = fresh("--memory-budget", "200M")
@@ -1212,6 +1310,8 @@ def test_flags(_):
                         (["--jobs", "0"], "--jobs"),
                         (["--memory-budget", "lots"], "--memory-budget"),
                         (["--log-level", "loud"], "--log-level"),
+                        (["--unserved-egress", "x"], "--unserved-egress"),
+                        (["--time-scale", "0"], "--time-scale"),
                         (["--state"], "--state")):
         r = subprocess.run([BIN, *flags], capture_output=True, text=True)
         check(r.returncode == 2 and part in r.stderr and
@@ -1243,7 +1343,7 @@ def test_loop_turns(t):
           "the loop's turns are short", s)
 
 
-ALONE = [test_budget, test_permissions, test_flags]
+ALONE = [test_roles, test_budget, test_time, test_permissions, test_flags]
 ORDER = [v for k, v in list(globals().items()) if k.startswith("test_")]
 
 if __name__ == "__main__":
