@@ -113,6 +113,9 @@ api_op api_create_image, api_update_image, api_list_builds, api_get_build,
 api_op api_get_image, api_list_images, api_delete_image, api_get_version,
     api_list_versions, api_update_version, api_delete_version;
 
+// api_token.c
+api_op api_create_auth_token, api_create_shell_auth_token;
+
 // api_tags.c
 api_op api_list_tags, api_tag, api_untag;
 // All tags that an image would have: how many, and whose. -EINVAL.

@@ -16,6 +16,8 @@ static const struct {
     {"SuspendMicrovm", api_suspend_microvm},
     {"ResumeMicrovm", api_resume_microvm},
     {"TerminateMicrovm", api_terminate_microvm},
+    {"CreateMicrovmAuthToken", api_create_auth_token},
+    {"CreateMicrovmShellAuthToken", api_create_shell_auth_token},
     {"CreateMicrovmImage", api_create_image},
     {"UpdateMicrovmImage", api_update_image},
     {"GetMicrovmImage", api_get_image},
@@ -40,7 +42,7 @@ static api_op *handler_of(const struct shape_op *op)
 		if (!strcmp(handlers[i].name, op->name))
 			return handlers[i].call;
 	}
-	return NULL;
+	abort(); // one of the contract that nobody wrote: test_api_ops.py
 }
 
 static json_t *read_members(const struct http_req *r, struct err *e)
@@ -67,7 +69,7 @@ void api_contract(struct api *a, struct http_req *r)
 	int rc =
 	    shape_route(http_method_name(r->method), r->seg, r->nseg, &r->op);
 
-	if (rc || !handler_of(r->op)) {
+	if (rc) {
 		api_no_route(a, r, rc == -EOPNOTSUPP);
 		return;
 	}
