@@ -3,6 +3,7 @@
 #ifndef THAW_ENG_API_H
 #define THAW_ENG_API_H
 
+#include "api_auth.h"
 #include "api_check.h"
 #include "arn.h"
 #include "config.h"
@@ -24,6 +25,8 @@ struct api {
 	const struct eng_roles *roles; // NULL: none is mapped
 	const struct eng_config *cfg;
 	uint64_t started_ns;
+	const struct api_auth *auth; // NULL: not over TCP
+	const struct http_tcp *tcp;  // likewise
 	uint8_t page_key[SHAPE_PAGE_KEY];
 	uint64_t requests, errors; // answered so far
 };
@@ -112,7 +115,6 @@ api_op api_create_image, api_update_image, api_list_builds, api_get_build,
 // api_image.c
 api_op api_get_image, api_list_images, api_delete_image, api_get_version,
     api_list_versions, api_update_version, api_delete_version;
-
 // api_token.c
 api_op api_create_auth_token, api_create_shell_auth_token;
 

@@ -60,6 +60,16 @@ static void put_endpoint(struct api *a, json_t *j)
 			    json_boolean(a->cfg->endpoint_plain));
 }
 
+static void put_listening(struct api *a, json_t *j)
+{
+	const char *where = a->tcp ? http_tcp_address(a->tcp) : NULL;
+	const char *keys = a->auth ? api_auth_path(a->auth) : NULL;
+
+	json_object_set_new(j, "listen", text_or_null(where));
+	json_object_set_new(j, "keysFile", text_or_null(keys));
+	json_object_set_new(j, "region", json_string(eng_arn_region()));
+}
+
 // Which roles have credentials here; the credentials are nobody's to see.
 static json_t *roles(struct api *a)
 {
@@ -99,6 +109,7 @@ void api_host(struct api *a, struct http_req *r)
 	    (json_int_t)eng_cells_prepared_ready(a->cells), "microvms", states,
 	    "templates", templates(a));
 	put_endpoint(a, j);
+	put_listening(a, j);
 	json_object_set_new(j, "roles", roles(a));
 	http_reply(r, 200, j); // of this moment: holds for nothing
 }

@@ -21,6 +21,11 @@ const char eng_usage[] =
     "                         endpointCa in GET /thaw/v1/host)\n"
     "  --endpoint-key FILE    and the key, PEM\n"
     "  --endpoint-plain       HTTP without TLS too; on loopback only\n"
+    "  --listen ADDR:PORT     serve AWS's operations on TCP too, signed "
+    "requests\n"
+    "                         only; PORT alone is of 127.0.0.1 (off)\n"
+    "  --keys FILE            keys that sign them, as ~/.aws/credentials\n"
+    "                         (STATE/keys, made with one key if absent)\n"
     "  --region REGION        region in ARNs (us-east-1), and the only one "
     "that\n"
     "                         signatures may be for (any)\n"
@@ -61,6 +66,8 @@ enum {
 	OPT_ENDPOINT_CERT,
 	OPT_ENDPOINT_KEY,
 	OPT_ENDPOINT_PLAIN,
+	OPT_LISTEN,
+	OPT_KEYS,
 	OPT_REGION,
 	OPT_BUDGET,
 	OPT_TEMPLATES,
@@ -98,6 +105,8 @@ static const struct option options[] = {
     {"endpoint-cert", required_argument, NULL, OPT_ENDPOINT_CERT},
     {"endpoint-key", required_argument, NULL, OPT_ENDPOINT_KEY},
     {"endpoint-plain", no_argument, NULL, OPT_ENDPOINT_PLAIN},
+    {"listen", required_argument, NULL, OPT_LISTEN},
+    {"keys", required_argument, NULL, OPT_KEYS},
     {"region", required_argument, NULL, OPT_REGION},
     {"memory-budget", required_argument, NULL, OPT_BUDGET},
     {"template-budget", required_argument, NULL, OPT_TEMPLATES},
@@ -284,6 +293,12 @@ static int set_option(struct eng_config *c, int opt, const char *v,
 	case OPT_ENDPOINT_KEY:
 	case OPT_ENDPOINT_PLAIN:
 		return set_endpoint(c, opt, v, e);
+	case OPT_LISTEN:
+		set_text(&c->listen, v);
+		return 0;
+	case OPT_KEYS:
+		set_text(&c->keys_path, v);
+		return 0;
 	case OPT_REGION:
 		set_text(&c->region, v);
 		return eng_arn_set_region(v, e);
@@ -418,6 +433,9 @@ int eng_config_parse(struct eng_config *c, int argc, char **argv, struct err *e)
 			     argv[optind]);
 	if (!rc)
 		rc = check_endpoint(c, e);
+	if (!rc && c->keys_path && !c->listen)
+		rc = err_set(e, -EINVAL,
+			     "--keys are of --listen, which is not given");
 	if (rc)
 		return rc;
 	c->store_dir = join(c->state_dir, "store");
@@ -436,6 +454,8 @@ void eng_config_free(struct eng_config *c)
 {
 	free(c->state_dir);
 	free(c->socket_path);
+	free(c->listen);
+	free(c->keys_path);
 	free(c->region);
 	free(c->roles);
 	free(c->kernel_path);

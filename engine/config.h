@@ -20,7 +20,7 @@ struct eng_config {
 	size_t nroles;
 	bool has_group;
 	gid_t group;
-	char *region; // NULL: not given
+	char *listen, *keys_path, *region; // NULL: not given
 	uint64_t memory_budget;		   // bytes; 0: no limit
 	uint64_t template_budget;	   // bytes; 0: the default
 	unsigned shells, blanks, jobs, max_cells;

@@ -24,6 +24,7 @@
 
 #define STOP_MS 10000
 #define STOP_POLL_MS 20
+#define NOBODY 65534 // whose rights callers over TCP have
 
 struct thawd {
 	struct eng_config cfg;
@@ -40,6 +41,8 @@ struct thawd {
 	struct eng_events *events;
 	struct eng_endpoint *endpoint;
 	struct http_server *http;
+	struct api_auth *auth;
+	struct http_tcp *tcp;
 	struct eng_watch *signal_watch;
 	struct eng_timer *stop_timer;
 	uint64_t stop_by_ns;
@@ -340,6 +343,47 @@ static int listen_http(struct thawd *d, struct err *e)
 	return rc ? rc : http_server_create(&d->http, d->loop, &hc, e);
 }
 
+static bool admit(void *ctx, struct http_req *r, const struct http_wire *w)
+{
+	struct thawd *d = ctx;
+
+	return api_auth_admit(d->auth, r, w);
+}
+
+static void handle_remote(void *ctx, struct http_req *r)
+{
+	struct thawd *d = ctx;
+
+	api_handle(&d->api, r);
+}
+
+static int listen_tcp(struct thawd *d, struct err *e)
+{
+	struct http_tcp_config tc = {
+	    .listen = d->cfg.listen,
+	    .uid = NOBODY,
+	    .gid = NOBODY,
+	    .admit = admit,
+	    .handle = handle_remote,
+	    .ctx = d,
+	};
+	int rc;
+
+	if (!d->cfg.listen)
+		return 0;
+	rc = api_auth_create(&d->auth, d->cfg.keys_path, d->cfg.state_dir,
+			     d->cfg.region, e);
+	if (!rc)
+		rc = http_tcp_create(&d->tcp, d->loop, &tc, e);
+	if (rc)
+		return rc;
+	d->api.auth = d->auth;
+	d->api.tcp = d->tcp;
+	log_info("listening on %s, for requests signed with %s",
+		 http_tcp_address(d->tcp), api_auth_path(d->auth));
+	return 0;
+}
+
 // --- the end ----------------------------------------------------------------
 
 static void stop_poll(void *ctx)
@@ -363,7 +407,10 @@ static void on_signal(void *ctx, unsigned what)
 	if (read(d->signals, &si, sizeof(si)) != sizeof(si))
 		return;
 	if (si.ssi_signo == SIGHUP) {
-		log_info("SIGHUP: there is nothing to reload");
+		if (d->auth)
+			api_auth_reload(d->auth);
+		else
+			log_info("SIGHUP: there is nothing to reload");
 		return;
 	}
 	if (d->stop_by_ns) // a second one: at once
@@ -374,6 +421,7 @@ static void on_signal(void *ctx, unsigned what)
 	d->stop_by_ns = util_now_ns() + STOP_MS * 1000000ull;
 	http_server_stop(d->http);
 	eng_endpoint_stop(d->endpoint);
+	http_tcp_stop(d->tcp);
 	eng_images_stop(d->images);
 	eng_vms_stop(d->vms);
 	stop_poll(d);
@@ -393,6 +441,7 @@ static void take_down(struct thawd *d)
 {
 	http_server_destroy(d->http);
 	eng_endpoint_destroy(ptr_steal(d->endpoint));
+	http_tcp_destroy(d->tcp);
 	if (d->cells)
 		eng_cells_destroy(d->cells);
 	if (d->jobs)
@@ -409,6 +458,7 @@ static void take_down(struct thawd *d)
 	fd_close(&d->kvm_fd);
 	fd_close(&d->uffd_fd);
 	fd_close(&d->signals);
+	api_auth_destroy(d->auth);
 	eng_config_free(&d->cfg);
 }
 
@@ -419,7 +469,7 @@ static step *const steps[] = {
     start_log,	   raise_limits, make_dirs,  start_keeper,  block_signals,
     make_loop,	   make_jobs,	 open_store, clean_tmp,	    open_registry,
     make_cells,	   read_roles,	 make_vms,   make_images,   make_events,
-    make_endpoint, listen_http,	 watch_signals,
+    make_endpoint, listen_http,	 listen_tcp, watch_signals,
 };
 
 static int run(struct thawd *d)

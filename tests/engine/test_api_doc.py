@@ -2,7 +2,8 @@
 """Runs every command of docs/API.md and compares the answers with its samples.
 
 Blocks marked "sh" run against a live thawd with the ring-3 guest, where this host
-can; those marked "sh agent" (and all, where it cannot) against thawd with FAKE cells.
+can; those marked "sh agent" (and all, where it cannot) against thawd with FAKE cells,
+and "sh tcp" against one that listens on TCP too.
 A block fails when a command does; the json block after it must be matched by
 the last line of its output: same members, same kinds.
 
@@ -47,10 +48,19 @@ def differs(sample, got, at="$"):
 
 def blocks(text):
     out = []
-    for m in re.finditer(r"^```(sh|sh agent|json)\n(.*?)^```$", text,
+    for m in re.finditer(r"^```(sh|sh agent|sh tcp|json)\n(.*?)^```$", text,
                          re.M | re.S):
         out.append((m.group(1), m.group(2)))
     return out
+
+
+def key_of(t):
+    """What a signed request needs, as variables."""
+    h = t.host()
+    with open(h["keysFile"]) as f:
+        pairs = dict(re.findall(r"aws_(\w+) = (\S+)", f.read()))
+    return {"LISTEN": h["listen"], "ID": pairs["access_key_id"],
+            "SECRET": pairs["secret_access_key"]}
 
 
 def main():
@@ -58,6 +68,7 @@ def main():
     fake = Thawd(FAKE, "--kernel", "/proc/self/exe", "--initrd",
                  "/proc/self/exe", libexec=LIBEXEC).start()
     real = Thawd(BIN, libexec=LIBEXEC).start() if live else fake
+    tcp = Thawd(FAKE, "--listen", "0", libexec=LIBEXEC).start()
     root = os.path.join(fake.dir, "root")
     os.makedirs(root + "/bin")
     open(root + "/bin/server", "w").close()
@@ -69,8 +80,10 @@ def main():
         for i, (lang, body) in enumerate(todo[1:], 1):
             if lang == "json":
                 continue
-            t = fake if lang == "sh agent" else real
+            t = {"sh agent": fake, "sh tcp": tcp}.get(lang, real)
             env = dict(os.environ, S=t.sock, KERNEL=ELF, ROOTFS=root)
+            if t is tcp:
+                env.update(key_of(tcp))
             r = subprocess.run(["bash", "-euo", "pipefail", "-c",
                                 prelude + body], env=env, text=True,
                                capture_output=True, timeout=120)
@@ -87,27 +100,33 @@ def main():
     finally:
         real.remove()
         fake.remove()
+        tcp.remove()
     diag(f"against {'a live thawd and ' if live else ''}fake cells")
     check(len(todo) > 30, "the document has its blocks", len(todo))
     # Every route of the program is in the document.
-    src = os.path.join(os.path.dirname(os.path.abspath(DOC)),
-                       "../engine/api.c")
-    with open(src) as f:
+    engine = os.path.join(os.path.dirname(os.path.abspath(DOC)), "../engine")
+    with open(engine + "/api.c") as f:
         text = f.read()
     table = text[text.index("routes[] = {"):text.index("static bool path_m")]
     names = set(re.findall(r"\bapi_\w+", table))
-    check(len(names) >= 24, "the table of routes is read", sorted(names))
+    check(len(names) >= 17, "the table of routes is read", sorted(names))
+    with open(engine + "/api_ops.c") as f:
+        served = re.findall(r'\{"(\w+)", api_\w+\}', f.read())
+    check(len(served) >= 13, "the table of operations is read", served)
     with open(DOC) as f:
         doc = f.read()
     for word in re.findall(r'"([a-z-]+)"(?=[,}])', table):
         if word in ("thaw",):
             continue
         check(word in doc, f"documented: {word}")
+    for op in served:
+        check(op in doc, f"documented: {op}")
     for op in ("RunMicrovm", "GetMicrovm", "ListMicrovms", "SuspendMicrovm",
                "ResumeMicrovm", "TerminateMicrovm", "GetMicrovmImage",
                "ListMicrovmImages", "DeleteMicrovmImage",
                "GetMicrovmImageVersion", "ListMicrovmImageVersions",
-               "UpdateMicrovmImageVersion", "DeleteMicrovmImageVersion"):
+               "UpdateMicrovmImageVersion", "DeleteMicrovmImageVersion",
+               "CreateMicrovmAuthToken", "CreateMicrovmShellAuthToken"):
         check(op in calls, f"has a command: {op}", sorted(calls))
     import thawd_rig
     print(f"1..{thawd_rig.count}")
