@@ -20,7 +20,7 @@ enum cli_exit {
 #define CLI_AWS "/2025-09-09"
 #define CLI_OWN "/thaw/v1"
 
-// --- commands and options (table in thaw.c) ------------------------------
+// --- commands and options (table in verbs.c) ------------------------------
 
 struct cli_opt {
 	char letter;	  // 0: none
@@ -36,6 +36,7 @@ enum cli_complete { // what its arguments are, for completion
 	COMPLETE_BOTH,
 	COMPLETE_SHELL,
 	COMPLETE_POOL,
+	COMPLETE_FILE,
 };
 
 enum { CLI_OPTS_MAX = 24 };
@@ -110,6 +111,9 @@ int cli_call(struct cli *c, const char *what, const char *method,
 int cli_delete(struct cli *c, const char *what, const char *path);
 // Quiet form of GET: returns the exit code, says nothing.
 int cli_try(struct cli *c, const char *path, json_t **out);
+// The same with a method and a body.
+int cli_quiet(struct cli *c, const char *method, const char *path,
+	      const json_t *body, json_t **out);
 // All pages of a list: an array. Caller decrefs.
 int cli_list(struct cli *c, const char *what, const char *path, json_t **out);
 // GETs ?wait= until the microVM has `state` or the time is over.
@@ -148,17 +152,28 @@ const char *cli_image_name(const char *arn);
 
 struct cli_progress {
 	bool bar; // a terminal that may be redrawn
-	char stage[24];
+	char stage[24], text[160];
+	int percent;
 	uint64_t last_ns;
 };
 void cli_progress_init(struct cli_progress *p);
 void cli_progress(struct cli_progress *p, const char *stage, int percent,
 		  const char *text);
 void cli_progress_clear(struct cli_progress *p);
+// Draws the bar once more, below what was printed after a clear.
+void cli_progress_again(struct cli_progress *p);
+
+// --- parts of verbs ------------------------------------------------------
+
+// build: is a PATH with a Dockerfile given?
+bool cli_has_context(const struct cli *c);
+// Shows the answer's lines to their end; returns the exit code.
+int cli_build_show(struct cli *c, struct httpc *h);
 
 // --- verbs ---------------------------------------------------------------
 
 int cmd_build(struct cli *c);
+int cmd_builds(struct cli *c);
 int cmd_images(struct cli *c);
 int cmd_rmi(struct cli *c);
 int cmd_run(struct cli *c);

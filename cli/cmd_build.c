@@ -1,4 +1,5 @@
-// thaw build: one long request whose answer is lines of progress.
+// thaw build: one long request whose answer is lines of progress; build_show.c
+// shows them.
 #include <ctype.h>
 #include <errno.h>
 #include <limits.h>
@@ -8,7 +9,7 @@
 
 #include "cli.h"
 
-enum { LINE_MAX_BYTES = 1024 * 1024 };
+enum { HOOKS_PORT = 9000 };
 
 // Splits like a shell: blanks, '...', "...", \. No expansions of any kind. NULL
 // when a quote is not closed.
@@ -142,141 +143,186 @@ static int set_numbers(struct cli *c, json_t *body)
 	return 0;
 }
 
-static int set_env(struct cli *c, json_t *body)
+// A list of K=V from a repeated option; as docker has it, a bare name passes
+// ours on.
+static void set_pairs(struct cli *c, json_t *body, const char *opt,
+		      const char *key)
 {
-	json_t *env = json_array();
+	json_t *list = json_array();
 	const char *v;
 
-	for (size_t i = 0; (v = cli_value_at(c, "env", i)); i++) {
+	for (size_t i = 0; (v = cli_value_at(c, opt, i)); i++) {
 		const char *host;
 		char *kv = NULL;
 
 		if (strchr(v, '=')) {
-			json_array_append_new(env, json_string(v));
+			json_array_append_new(list, json_string(v));
 			continue;
 		}
-		host = getenv(v); // as docker: a bare name passes ours on
+		host = getenv(v);
 		if (host && asprintf(&kv, "%s=%s", v, host) >= 0)
-			json_array_append_new(env, json_string(kv));
+			json_array_append_new(list, json_string(kv));
 		free(kv);
 	}
-	if (json_array_size(env))
-		json_object_set(body, "env", env);
-	json_decref(env);
+	if (json_array_size(list))
+		json_object_set(body, key, list);
+	json_decref(list);
+}
+
+// --- hooks ---------------------------------------------------------------
+
+static const struct hook {
+	const char *name;
+	bool of_image;
+	unsigned long max_s;
+} hook_kinds[] = {
+    {"ready", true, 3600}, {"validate", true, 3600}, {"run", false, 60},
+    {"resume", false, 60}, {"suspend", false, 60},   {"terminate", false, 60},
+};
+
+// "run" or "run=20" into AWS's shape.
+static int add_hook(struct cli *c, const char *text, json_t *image,
+		    json_t *microvm)
+{
+	size_t n = strcspn(text, "="), i = 0;
+	unsigned long seconds = 0;
+	char key[40], *end = NULL;
+	json_t *to;
+
+	while (i < ARRAY_SIZE(hook_kinds) &&
+	       (strlen(hook_kinds[i].name) != n ||
+		strncmp(hook_kinds[i].name, text, n) != 0))
+		i++;
+	if (i == ARRAY_SIZE(hook_kinds))
+		return cli_usage(c,
+				 "--hook '%s' is none of ready, validate, run, "
+				 "resume, suspend, terminate",
+				 text);
+	if (text[n]) {
+		seconds = strtoul(text + n + 1, &end, 10);
+		if (end == text + n + 1 || *end || text[n + 1] == '-' ||
+		    !seconds || seconds > hook_kinds[i].max_s)
+			return cli_usage(c,
+					 "--hook '%s': its timeout is 1 to %lu "
+					 "seconds",
+					 text, hook_kinds[i].max_s);
+	}
+	to = hook_kinds[i].of_image ? image : microvm;
+	json_object_set_new(to, hook_kinds[i].name, json_string("ENABLED"));
+	snprintf(key, sizeof(key), "%sTimeoutInSeconds", hook_kinds[i].name);
+	if (seconds)
+		json_object_set_new(to, key, json_integer((json_int_t)seconds));
 	return 0;
+}
+
+static int set_hooks(struct cli *c, json_t *body)
+{
+	json_t *image = json_object(), *microvm = json_object(), *hooks;
+	uint64_t port = HOOKS_PORT;
+	const char *v;
+	int code = cli_number(c, "hooks-port", 65535, &port);
+
+	if (!code && cli_flag(c, "hooks-port") && !cli_flag(c, "hook"))
+		code = cli_usage(c, "--hooks-port without a --hook");
+	for (size_t i = 0; !code && (v = cli_value_at(c, "hook", i)); i++)
+		code = add_hook(c, v, image, microvm);
+	if (!code && json_object_size(microvm) &&
+	    !json_object_get(image, "ready"))
+		code = cli_usage(c, "a hook of microVMs needs --hook ready "
+				    "too: it says when the image is frozen");
+	if (!code && cli_flag(c, "hook")) {
+		hooks = json_pack("{s:I,s:O}", "port", (json_int_t)port,
+				  "microvmImageHooks", image);
+		if (json_object_size(microvm))
+			json_object_set(hooks, "microvmHooks", microvm);
+		json_object_set_new(body, "hooks", hooks);
+	}
+	json_decref(image);
+	json_decref(microvm);
+	return code;
+}
+
+// --- the request ---------------------------------------------------------
+
+static int refuse_all(struct cli *c, const char *const *names, const char *why)
+{
+	for (; *names; names++)
+		if (cli_flag(c, *names))
+			return cli_usage(c, "--%s %s", *names, why);
+	return 0;
+}
+
+// A folder, zip or tar with a Dockerfile.
+static int ask_context(struct cli *c, json_t *body)
+{
+	static const char *const not_here[] = {"rootfs", "kernel", "entrypoint",
+					       "cmdline", NULL};
+	int code = refuse_all(
+	    c, not_here, "and a PATH with a Dockerfile do not go together");
+
+	if (code)
+		return code;
+	if (c->argc > 2)
+		return cli_usage(c,
+				 "'%s' is one argument too many: the "
+				 "Dockerfile says what is started",
+				 c->argv[2]);
+	json_object_set_new(body, "context", absolute(c->argv[1]));
+	set_pairs(c, body, "build-arg", "buildArgs");
+	if (cli_flag(c, "network"))
+		json_object_set_new(body, "network", json_true());
+	return set_hooks(c, body);
+}
+
+static int ask_kernel(struct cli *c, json_t *body, const char *kernel)
+{
+	if (cli_value(c, "entrypoint") || c->argc > 1)
+		return cli_usage(c, "--kernel has no entrypoint: the kernel is "
+				    "the program");
+	json_object_set_new(body, "kernel", absolute(kernel));
+	set_text(c, body, "cmdline", "cmdline");
+	return 0;
+}
+
+static int ask_rootfs(struct cli *c, json_t *body, const char *rootfs)
+{
+	if (cli_value(c, "cmdline"))
+		return cli_usage(c, "--cmdline belongs to --kernel");
+	json_object_set_new(body, "rootfs", absolute(rootfs));
+	return set_entrypoint(c, body);
+}
+
+bool cli_has_context(const struct cli *c)
+{
+	return c->argc > 1 && !(c->double_dash && c->dash_at <= 1);
 }
 
 static int make_request(struct cli *c, json_t *body)
 {
+	static const char *const for_context[] = {"build-arg", "network",
+						  "hook", "hooks-port", NULL};
 	const char *rootfs = cli_value(c, "rootfs");
 	const char *kernel = cli_value(c, "kernel");
-	int rc;
+	bool context = !rootfs && !kernel && cli_has_context(c);
+	int code = 0;
 
-	if (!rootfs == !kernel)
-		return cli_usage(c, "give one of --rootfs and --kernel");
+	if (!context && !rootfs == !kernel)
+		return cli_usage(c, "give a PATH with a Dockerfile, or one of "
+				    "--rootfs and --kernel");
 	json_object_set_new(body, "name", json_string(c->argv[0]));
-	if (kernel) {
-		if (cli_value(c, "entrypoint") || c->argc > 1)
-			return cli_usage(c, "--kernel has no entrypoint: the "
-					    "kernel is the program");
-		json_object_set_new(body, "kernel", absolute(kernel));
-		set_text(c, body, "cmdline", "cmdline");
-	} else {
-		if (cli_value(c, "cmdline"))
-			return cli_usage(c, "--cmdline belongs to --kernel");
-		json_object_set_new(body, "rootfs", absolute(rootfs));
-		rc = set_entrypoint(c, body);
-		if (rc)
-			return rc;
-	}
+	if (!context)
+		code = refuse_all(c, for_context,
+				  "belongs to a PATH with a Dockerfile");
+	if (!code)
+		code = context	? ask_context(c, body)
+		       : kernel ? ask_kernel(c, body, kernel)
+				: ask_rootfs(c, body, rootfs);
+	if (code)
+		return code;
 	set_text(c, body, "user", "user");
 	set_text(c, body, "workdir", "workingDirectory");
-	rc = set_env(c, body);
-	return rc ? rc : set_numbers(c, body);
-}
-
-static void show_image(struct cli *c, const json_t *image)
-{
-	const json_t *sizes = json_object_get(image, "sizes");
-	double raw = (double)(cli_int(sizes, "memoryNonZeroBytes", 0) +
-			      cli_int(sizes, "diskNonZeroBytes", 0));
-	char a[32], b[32];
-
-	if (c->json) {
-		cli_print_json(image, false);
-		return;
-	}
-	cli_put(stdout, c->argv[0]);
-	putchar(' ');
-	cli_put(stdout, cli_str(image, "version"));
-	printf(": %s of pages, %s stored, built in %.1f s\n",
-	       cli_mib_text(raw, a, sizeof(a)),
-	       cli_mib_text((double)cli_int(sizes, "storedBytes", 0), b,
-			    sizeof(b)),
-	       (double)cli_int(sizes, "totalMs", 0) / 1000);
-}
-
-// One line of the answer. Returns -1 to go on, or the exit code.
-static int take_line(struct cli *c, struct cli_progress *p, const char *line)
-{
-	bool quiet = cli_flag(c, "quiet");
-	json_t *j = json_loads(line, 0, NULL);
-	const json_t *v;
-	int code = -1;
-
-	if (!j)
-		return cli_fail(CLI_FAILED, "build: thawd sent a malformed "
-					    "line");
-	if ((v = json_object_get(j, "progress"))) {
-		if (!quiet)
-			cli_progress(p, cli_str(v, "stage"),
-				     (int)cli_int(v, "percent", -1),
-				     cli_str(v, "text"));
-	} else if ((v = json_object_get(j, "log"))) {
-		const char *text = json_string_value(v);
-
-		if (cli_flag(c, "verbose") && text) {
-			cli_progress_clear(p);
-			for (; *text; text++)
-				if (*text == '\n' || *text == '\t' ||
-				    (unsigned char)*text >= 0x20)
-					fputc(*text, stderr);
-		}
-	} else if ((v = json_object_get(j, "image"))) {
-		cli_progress_clear(p);
-		show_image(c, v);
-		code = 0;
-	} else if ((v = json_object_get(j, "error"))) {
-		cli_progress_clear(p);
-		code = cli_say_error("build", v);
-	}
-	json_decref(j);
-	return code;
-}
-
-static int follow(struct cli *c, struct httpc *h)
-{
-	cleanup_free char *line = NULL;
-	struct err e = ERR_INIT;
-	struct cli_progress p;
-	size_t cap = 0;
-	int code = -1, rc;
-
-	cli_progress_init(&p);
-	while (code < 0) {
-		rc = httpc_line(h, &line, &cap, LINE_MAX_BYTES, &e);
-		if (rc == 0)
-			err_set(&e, -EPIPE,
-				"thawd went away before it was "
-				"done; its log says why");
-		if (rc <= 0) {
-			cli_progress_clear(&p);
-			return cli_fail(CLI_FAILED, "build: %s", e.msg);
-		}
-		if (*line)
-			code = take_line(c, &p, line);
-	}
-	return code;
+	set_pairs(c, body, "env", "env");
+	return set_numbers(c, body);
 }
 
 int cmd_build(struct cli *c)
@@ -291,7 +337,8 @@ int cmd_build(struct cli *c)
 	json_decref(body);
 	if (code)
 		return code;
-	code = follow(c, &h); // closing the connection cancels the build
+	code =
+	    cli_build_show(c, &h); // closing the connection cancels the build
 	httpc_close(&h);
 	return code;
 }

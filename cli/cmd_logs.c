@@ -24,30 +24,47 @@ static void put_output(const char *p, size_t n, bool raw)
 	}
 }
 
-int cmd_logs(struct cli *c)
+// IMAGE or IMAGE:VERSION; without one, the newest. Sets *out, the log's path.
+static int build_log_path(struct cli *c, char **out)
+{
+	char *image = strdup(c->argv[0]), *path;
+	char *colon = image ? strrchr(image, ':') : NULL;
+	const json_t *all, *last;
+	json_t *j = NULL;
+	int code = 0;
+
+	if (!image)
+		abort();
+	if (colon && !strncmp(image, "arn:", 4) && !strchr(colon, '.'))
+		colon = NULL; // an ARN's own
+	if (colon)
+		*colon = '\0';
+	path = cli_path(CLI_OWN "/images/%s", image);
+	if (!colon)
+		code = cli_call(c, image, "GET", path, NULL, &j);
+	free(path);
+	all = json_object_get(j, "versions");
+	last = json_array_get(all, json_array_size(all) - 1);
+	if (!code && !colon && !last)
+		code = cli_fail(CLI_NOT_FOUND, "%s: it has no versions", image);
+	if (!code)
+		*out = cli_path(CLI_OWN "/images/%s/versions/%s/log", image,
+				colon ? colon + 1 : cli_str(last, "version"));
+	json_decref(j);
+	free(image);
+	return code;
+}
+
+// All of the answer's body to standard output.
+static int copy_out(struct cli *c, const char *path)
 {
 	bool raw = !isatty(STDOUT_FILENO);
 	struct err e = ERR_INIT;
-	uint64_t tail = 0;
-	char buf[8192], *path, *full;
+	char buf[8192];
 	struct httpc h;
 	ssize_t n;
-	int code = cli_number(c, "tail", 1000000000, &tail);
+	int code = cli_open(c, &h, c->argv[0], "GET", path, NULL, NULL);
 
-	if (code)
-		return code;
-	path = cli_path(CLI_OWN "/microvms/%s/logs", c->argv[0]);
-	if (asprintf(&full, "%s?follow=%d", path, cli_flag(c, "follow")) < 0)
-		abort();
-	free(path);
-	path = full;
-	if (cli_flag(c, "tail") &&
-	    asprintf(&full, "%s&tail=%llu", path, (unsigned long long)tail) < 0)
-		abort();
-	if (full != path)
-		free(path);
-	code = cli_open(c, &h, c->argv[0], "GET", full, NULL, NULL);
-	free(full);
 	if (code)
 		return code;
 	while ((n = httpc_body(&h, buf, sizeof(buf), &e)) > 0) {
@@ -57,6 +74,32 @@ int cmd_logs(struct cli *c)
 	}
 	httpc_close(&h);
 	return n < 0 ? cli_fail(CLI_FAILED, "logs: %s", e.msg) : 0;
+}
+
+int cmd_logs(struct cli *c)
+{
+	char *path = NULL, *full, count[40] = "";
+	uint64_t tail = 0;
+	int code = cli_number(c, "tail", 1000000000, &tail);
+
+	if (!code && cli_flag(c, "build") && cli_flag(c, "tail"))
+		code = cli_usage(c, "a build's log has no --tail: use tail(1)");
+	if (!code && cli_flag(c, "build"))
+		code = build_log_path(c, &path);
+	else if (!code)
+		path = cli_path(CLI_OWN "/microvms/%s/logs", c->argv[0]);
+	if (code)
+		return code;
+	if (cli_flag(c, "tail"))
+		snprintf(count, sizeof(count), "&tail=%llu",
+			 (unsigned long long)tail);
+	if (asprintf(&full, "%s?follow=%d%s", path, cli_flag(c, "follow"),
+		     count) < 0)
+		abort();
+	free(path);
+	code = copy_out(c, full);
+	free(full);
+	return code;
 }
 
 static void show_event(const json_t *ev)

@@ -104,6 +104,13 @@ static void bash_script(void)
 			printf("; words+=' set ls rm'");
 		if (!strcmp(k->name, "wait"))
 			printf("; words+=' RUNNING SUSPENDED TERMINATED'");
+		if (k->complete == COMPLETE_FILE)
+			printf(
+			    "\n		[[ $cur == -* ]] || {\n"
+			    "			compopt -o filenames "
+			    "2>/dev/null\n"
+			    "			COMPREPLY=($(compgen -f -- "
+			    "\"$cur\")); return; }\n		");
 		if (ids_of(k))
 			printf("\n		[[ $cur == -* ]] || words+=\" "
 			       "$(thaw __ids %s 2>/dev/null)\"",
@@ -116,6 +123,17 @@ static void bash_script(void)
 	     "complete -F _thaw thaw");
 }
 
+static void fish_text(const char *p)
+{
+	putchar('\'');
+	for (; *p; p++)
+		if (*p == '\'')
+			fputs("\\'", stdout);
+		else
+			putchar(*p);
+	puts("'");
+}
+
 static void fish_opts(const struct cli_opt *opts, const char *verb)
 {
 	for (const struct cli_opt *o = opts; o->name; o++) {
@@ -125,13 +143,8 @@ static void fish_opts(const struct cli_opt *opts, const char *verb)
 		printf(" -l %s", o->name);
 		if (o->letter)
 			printf(" -s %c", o->letter);
-		printf("%s -d '", o->arg ? " -r" : "");
-		for (const char *p = o->help; *p; p++)
-			if (*p == '\'')
-				fputs("\\'", stdout);
-			else
-				putchar(*p);
-		puts("'");
+		printf("%s -d ", o->arg ? " -r" : "");
+		fish_text(o->help);
 	}
 }
 
@@ -144,9 +157,9 @@ static void fish_script(void)
 
 		if (!k->summary)
 			continue;
-		printf("complete -c thaw -n __fish_use_subcommand -a %s -d "
-		       "\"%s\"\n",
-		       k->name, k->summary);
+		printf("complete -c thaw -n __fish_use_subcommand -a %s -d ",
+		       k->name);
+		fish_text(k->summary);
 		fish_opts(k->opts, k->name);
 		if (ids)
 			printf("complete -c thaw -n "
@@ -165,8 +178,7 @@ static void fish_script(void)
 	}
 	puts("complete -c thaw -n '__fish_seen_subcommand_from wait' -a "
 	     "'RUNNING SUSPENDED TERMINATED'\n"
-	     "complete -c thaw -n '__fish_seen_subcommand_from build' -l "
-	     "rootfs -r -F");
+	     "complete -c thaw -n '__fish_seen_subcommand_from build' -F");
 }
 
 int cli_completion(struct cli *c)

@@ -219,7 +219,7 @@ static void say_line(struct cli_progress *p, const char *stage, int percent,
 	if (!fresh && now - p->last_ns < 5000000000u)
 		return;
 	p->last_ns = now;
-	fprintf(stderr, "%s: ", stage);
+	fprintf(stderr, *text ? "%s: " : "%s", stage);
 	cli_put(stderr, text);
 	if (percent > 0)
 		fprintf(stderr, " (%d%%)", percent);
@@ -234,4 +234,12 @@ void cli_progress(struct cli_progress *p, const char *stage, int percent,
 	else
 		say_line(p, stage, percent, text);
 	snprintf(p->stage, sizeof(p->stage), "%s", stage);
+	snprintf(p->text, sizeof(p->text), "%s", text);
+	p->percent = percent;
+}
+
+void cli_progress_again(struct cli_progress *p)
+{
+	if (p->bar && p->stage[0])
+		draw_bar(p->stage, p->percent, p->text);
 }

@@ -20,6 +20,10 @@ static const struct {
     {"ENOSPC", 507, CLI_QUOTA},
     {"EDQUOT", 0, CLI_QUOTA},
     {"EFBIG", 0, CLI_QUOTA},
+    {"DISK_STORAGE_FULL", 0, CLI_QUOTA}, // reasons of a Dockerfile's build
+    {"S3_NO_SUCH_KEY", 0, CLI_NOT_FOUND},
+    {"S3_NO_SUCH_BUCKET", 0, CLI_NOT_FOUND},
+    {"ARCHIVE_DOCKERFILE_NOT_FOUND", 0, CLI_NOT_FOUND},
     {"ENOENT", 0, CLI_NOT_FOUND},
     {"EBUSY", 0, CLI_CONFLICT},
 };
@@ -187,11 +191,12 @@ int cli_delete(struct cli *c, const char *what, const char *path)
 	return 0;
 }
 
-int cli_try(struct cli *c, const char *path, json_t **out)
+int cli_quiet(struct cli *c, const char *method, const char *path,
+	      const json_t *body, json_t **out)
 {
 	struct err e = ERR_INIT;
 	struct httpc h;
-	int code = send_request(c, &h, "GET", path, NULL, NULL, &e);
+	int code = send_request(c, &h, method, path, NULL, body, &e);
 
 	if (!code && h.status >= 300)
 		code = cli_exit_of(h.error_type, h.status);
@@ -201,6 +206,11 @@ int cli_try(struct cli *c, const char *path, json_t **out)
 	}
 	httpc_close(&h);
 	return code;
+}
+
+int cli_try(struct cli *c, const char *path, json_t **out)
+{
+	return cli_quiet(c, "GET", path, NULL, out);
 }
 
 int cli_list(struct cli *c, const char *what, const char *path, json_t **out)

@@ -103,7 +103,7 @@ def exit_codes():
                  ["exec", "-t", ID, "ls"]):
         r = thaw(*args)
         check(r.returncode == 2 and r.stderr and not FAKE.seen,
-              f"usage: {' '.join(args)}", r)
+              f"usage: {' '.join(args)!a}", r)
 
 
 def pools():
@@ -323,6 +323,112 @@ def builds():
     r = thaw("build", "demo", "--rootfs", "/r", "--entrypoint", "x")
     check(r.returncode == 1 and "went away" in r.stderr,
           "an answer without a result is a failure", r)
+
+
+def dockerfile_builds():
+    """thaw build NAME PATH: what is asked, and what is shown of it."""
+    done = {"name": "web", "version": "2.0", "sizes": {"totalMs": 1000}}
+    log = "STEP 1: FROM x\nSTEP 2: RUN make\x1b[1m\n" + "".join(
+        f"line {i}\n" for i in range(20))
+    head = [{"progress": {"stage": "fetch", "percent": 0, "text": ""}},
+            {"progress": {"stage": "build", "percent": 5, "text": "unpacking"}},
+            {"log": log[:7]}, {"log": log[7:] + "no end"}]
+
+    def lines(*more):
+        return chunked([json.dumps(x).encode() + b"\n"
+                        for x in head + list(more)])
+    serve({"POST /thaw/v1/images": lines({"image": done})})
+    r = thaw("build", "web", "some/dir", "--build-arg", "V=1 2", "--build-arg",
+             "HOME", "--build-arg", "UNSET_HERE", "--network", "-m", "2G", "-p",
+             "5000", "-e", "A=b", "--hook", "ready=60", "--hook", "validate",
+             "--hook", "run=20", "--hooks-port", "9100", env={"HOME": "/h"})
+    check(r.returncode == 0 and FAKE.seen[0].json == {
+        "name": "web", "context": os.getcwd() + "/some/dir", "memoryMiB": 2048,
+        "buildArgs": ["V=1 2", "HOME=/h"], "network": True, "readyPort": 5000,
+        "env": ["A=b"], "readyTimeoutSeconds": 300, "hooks": {
+            "port": 9100, "microvmImageHooks": {
+                "ready": "ENABLED", "readyTimeoutInSeconds": 60,
+                "validate": "ENABLED"},
+            "microvmHooks": {"run": "ENABLED", "runTimeoutInSeconds": 20}}},
+          "build PATH's request", FAKE.seen[0].json)
+    shown = r.stderr.splitlines()
+    check(shown[:4] == ["fetch", "build: unpacking (5%)", "STEP 1: FROM x",
+                        "STEP 2: RUN make[1m"] and shown[-1] == "no end",
+          "the steps' output is shown line by line, in plain text", r.stderr)
+    r = thaw("build", "web", "/a.zip", "-q")
+    check(r.stderr == "" and r.stdout.startswith("web 2.0: ")
+          and FAKE.seen[0].json["context"] == "/a.zip"
+          and not {"network", "hooks", "buildArgs", "entrypoint"}
+          & set(FAKE.seen[0].json), "build PATH --quiet", r)
+    bad = {"type": "ValidationException", "reason": "CONTAINER_BUILD_FAILED",
+           "line": 5, "message": "Dockerfile line 5: RUN make: exit status 2"}
+    serve({"POST /thaw/v1/images": lines({"error": bad})})
+    r = thaw("build", "web", "/a", "-q")
+    shown = r.stderr.splitlines()
+    check(r.returncode == 1 and shown[-1] == "thaw: build: "
+          "CONTAINER_BUILD_FAILED: Dockerfile line 5: RUN make: exit status 2"
+          and shown[-2] == "  no end" and shown[-3] == "  line 19"
+          and len(shown) == 14, "a failed build: reason, line and log's end", r)
+    r = thaw("build", "web", "/a")
+    check(r.stderr.count("line 19") == 1,
+          "what has gone by is not said again", r.stderr)
+    serve({"POST /thaw/v1/images": lines({"error": dict(
+        bad, message="RUN make: exit status 2")})})
+    r = thaw("build", "web", "/a", "-q")
+    check(r.stderr.splitlines()[-1] == "thaw: build: CONTAINER_BUILD_FAILED, "
+          "Dockerfile line 5: RUN make: exit status 2",
+          "the line is named when the message does not", r.stderr)
+    check(json.loads(thaw("build", "web", "/a", "-q", "--json").stdout)["line"]
+          == 5, "and --json has the error")
+    for reason, code in (("DISK_STORAGE_FULL", 5), ("S3_NO_SUCH_KEY", 3),
+                         ("ARCHIVE_DOCKERFILE_NOT_FOUND", 3),
+                         ("ARCHIVE_INVALID", 1)):
+        serve({"POST /thaw/v1/images": lines({"error": dict(
+            bad, reason=reason)})})
+        check(thaw("build", "web", "/a").returncode == code,
+              f"{reason} is exit code {code}")
+
+
+def build_on_terminal():
+    """The bar is drawn on a terminal, and log lines stay above it."""
+    done = {"name": "web", "version": "1.0", "sizes": {}}
+    steps = [{"progress": {"stage": "build", "percent": 40, "text": "RUN"}},
+             {"log": "compiling\n"},
+             {"image": done}]
+    serve({"POST /thaw/v1/images": chunked(
+        [json.dumps(x).encode() + b"\n" for x in steps])})
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.environ["TERM"] = "vt100"
+        os.environ.pop("NO_COLOR", None)
+        os.execv(THAW, [THAW, "--socket", SOCK, "build", "web", "/a"])
+    out = drain(fd)
+    os.waitpid(pid, 0)
+    bar = "\r\x1b[Kbuild    [########............]  40% RUN"
+    check(bar + "\r\x1b[Kcompiling\r\n" + bar in out,
+          "the bar is drawn again below a line of the log", repr(out))
+    check(out.index("web 1.0") > out.rindex("\r\x1b[K"),
+          "and gone at the end", repr(out))
+
+
+def drain(fd):
+    out = b""
+    try:
+        while True:
+            more = os.read(fd, 65536)
+            if not more:
+                break
+            out += more
+    except OSError:  # EIO: the other side is closed
+        pass
+    os.close(fd)
+    return out.decode(errors="replace")
+
+
+IMAGE = {"name": "demo", "imageArn": ARN + "demo", "versions": [
+    {"version": "1.0", "spec": {"ports": [5000, 9000], "readyPort": 7}},
+    {"version": "2.0", "spec": {"readyPort": 7070}},
+    {"version": "3.0", "spec": {}}]}
 
 
 def hostile():
@@ -650,7 +756,7 @@ def host():
 def help_and_completion():
     r = thaw("help")
     verbs = re.findall(r"^  (\w+) ", r.stdout, re.M)
-    check(r.returncode == 0 and len(verbs) == 20 and "__ids" not in r.stdout,
+    check(r.returncode == 0 and len(verbs) == 21 and "__ids" not in r.stdout,
           "help lists the verbs", verbs)
     for v in verbs:
         r = thaw("help", v)
@@ -705,6 +811,8 @@ try:
     run_and_wait()
     changes()
     builds()
+    dockerfile_builds()
+    build_on_terminal()
     hostile()
     execs()
     exec_signals()
