@@ -175,6 +175,8 @@ int cli_build_show(struct cli *c, struct httpc *h);
 int cmd_build(struct cli *c);
 int cmd_builds(struct cli *c);
 int cmd_images(struct cli *c);
+int cmd_tag(struct cli *c);
+int cmd_untag(struct cli *c);
 int cmd_rmi(struct cli *c);
 int cmd_run(struct cli *c);
 int cmd_ps(struct cli *c);

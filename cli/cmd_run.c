@@ -6,7 +6,11 @@
 
 #include "cli.h"
 
-enum { PAYLOAD_MAX = 4096, WAIT_DEFAULT_S = 300 };
+enum {
+	PAYLOAD_MAX = 4096,
+	WAIT_DEFAULT_S = 300,
+	SUSPENDED_DEFAULT_S = 28800, // the longest that a microVM may live
+};
 
 static int set_labels(struct cli *c, json_t *body)
 {
@@ -64,6 +68,62 @@ static int set_payload(struct cli *c, json_t *body)
 	return 0;
 }
 
+// AWS's idle policy has three members, and wants all of them.
+static int set_idle(struct cli *c, json_t *body)
+{
+	uint64_t idle = 0, suspended = SUSPENDED_DEFAULT_S;
+	int code = cli_number(c, "idle", SUSPENDED_DEFAULT_S, &idle);
+
+	code =
+	    code ? code
+		 : cli_number(c, "suspended", SUSPENDED_DEFAULT_S, &suspended);
+	if (code)
+		return code;
+	if (!cli_flag(c, "idle"))
+		return cli_flag(c, "suspended") || cli_flag(c, "no-auto-resume")
+			   ? cli_usage(c, "--suspended and --no-auto-resume "
+					  "belong to --idle SECONDS")
+			   : 0;
+	json_object_set_new(
+	    body, "idlePolicy",
+	    json_pack("{s:I,s:I,s:b}", "maxIdleDurationSeconds",
+		      (json_int_t)idle, "suspendedDurationSeconds",
+		      (json_int_t)suspended, "autoResumeEnabled",
+		      !cli_flag(c, "no-auto-resume")));
+	return 0;
+}
+
+static int set_ingress(struct cli *c, json_t *body)
+{
+	static const char *const kinds[][2] = {{"http", "HTTP_INGRESS"},
+					       {"shell", "SHELL_INGRESS"},
+					       {"all", "ALL_INGRESS"}};
+	json_t *list = json_array();
+	const char *v;
+
+	for (size_t i = 0; (v = cli_value_at(c, "ingress", i)); i++) {
+		size_t k = 0;
+
+		while (k < ARRAY_SIZE(kinds) && strcasecmp(v, kinds[k][0]) != 0)
+			k++;
+		if (k == ARRAY_SIZE(kinds)) {
+			json_decref(list);
+			return cli_usage(c,
+					 "--ingress '%s' is none of http, "
+					 "shell, all",
+					 v);
+		}
+		json_array_append_new(
+		    list, json_sprintf("arn:aws:lambda:us-east-1:aws:network-"
+				       "connector:aws-network-connector:%s",
+				       kinds[k][1]));
+	}
+	if (json_array_size(list))
+		json_object_set(body, "ingressNetworkConnectors", list);
+	json_decref(list);
+	return 0;
+}
+
 static int make_request(struct cli *c, json_t *body, uint64_t *count)
 {
 	uint64_t max_s = 0;
@@ -75,12 +135,16 @@ static int make_request(struct cli *c, json_t *body, uint64_t *count)
 		json_object_set_new(body, "name", json_string(v));
 	if ((v = cli_value(c, "version")))
 		json_object_set_new(body, "imageVersion", json_string(v));
+	if ((v = cli_value(c, "role")))
+		json_object_set_new(body, "executionRoleArn", json_string(v));
 	if ((v = cli_value(c, "client-token")))
 		json_object_set_new(body, "clientToken", json_string(v));
 	if (cli_flag(c, "cold"))
 		json_object_set_new(body, "cold", json_true());
 	rc = set_labels(c, body);
 	rc = rc ? rc : set_payload(c, body);
+	rc = rc ? rc : set_idle(c, body);
+	rc = rc ? rc : set_ingress(c, body);
 	rc = rc ? rc : cli_number(c, "max-duration", 28800, &max_s);
 	rc = rc ? rc : cli_number(c, "count", 10000, count);
 	if (rc)

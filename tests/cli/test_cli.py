@@ -425,10 +425,83 @@ def drain(fd):
     return out.decode(errors="replace")
 
 
+def run_options():
+    serve({f"POST {VMS}": answer(vm())})
+    arn = "arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:"
+    thaw("run", "demo", "--idle", "60", "--no-auto-resume", "--suspended", "9",
+         "--ingress", "shell", "--ingress", "HTTP", "--role", "arn:r")
+    check(FAKE.seen[0].json == {
+        "imageIdentifier": "demo", "executionRoleArn": "arn:r", "idlePolicy": {
+            "maxIdleDurationSeconds": 60, "suspendedDurationSeconds": 9,
+            "autoResumeEnabled": False}, "ingressNetworkConnectors": [
+                arn + "SHELL_INGRESS", arn + "HTTP_INGRESS"]},
+          "run's idle policy, ingress and role", FAKE.seen[0].json)
+    thaw("run", "demo", "--idle", "90")
+    check(FAKE.seen[0].json["idlePolicy"] == {
+        "maxIdleDurationSeconds": 90, "suspendedDurationSeconds": 28800,
+        "autoResumeEnabled": True}, "and its defaults", FAKE.seen[0].json)
+
+
 IMAGE = {"name": "demo", "imageArn": ARN + "demo", "versions": [
     {"version": "1.0", "spec": {"ports": [5000, 9000], "readyPort": 7}},
     {"version": "2.0", "spec": {"readyPort": 7070}},
     {"version": "3.0", "spec": {}}]}
+
+
+def tags_and_builds():
+    arn = ARN + "demo"
+    tags = {"team": "blue", "k": "a=b"}
+
+    def untag(r, conn):
+        got.append(r.target)
+        return answer(b"", 204)
+    got = []
+    serve({"GET /thaw/v1/images/demo": answer(IMAGE),
+           f"GET /2017-03-31/tags/{arn}": answer({"Tags": tags}),
+           f"POST /2017-03-31/tags/{arn}": answer(b"", 204),
+           f"DELETE /2017-03-31/tags/{arn}": untag})
+    check(thaw("tag", "demo").stdout == "team=blue\nk=a=b\n", "tag shows tags")
+    check(json.loads(thaw("tag", "demo", "--json").stdout) == tags, "tag --json")
+    r = thaw("tag", "demo", "a=1", "b=")
+    check(r.returncode == 0 and r.stdout == "" and FAKE.seen[-1].json ==
+          {"Tags": {"a": "1", "b": ""}} and "%3A" in FAKE.seen[-1].target,
+          "tag", FAKE.seen[-1].json)
+    r = thaw("untag", "demo", "a b", "c&d")
+    check(r.returncode == 0 and got[0].endswith("?tagKeys=a%20b&tagKeys=c%26d"),
+          "untag", got)
+    check(thaw("tag", "nope").returncode == 3, "tag of nothing")
+    base = "/2025-09-09/microvm-images/demo/versions"
+    build = {"buildId": "b1", "buildState": "FAILED", "imageVersion": "2.0",
+             "createdAt": time.time() - 61}
+    serve({f"GET {base}": answer({"items": [{"imageVersion": "2.0"},
+                                            {"imageVersion": "1.0"}]}),
+           f"GET {base}/2.0/builds": answer({"items": [build]}),
+           f"GET {base}/1.0/builds": answer({"items": [dict(
+               build, imageVersion="1.0", buildId="b0")]}),
+           f"GET {base}/2.0/builds/b1": answer(dict(
+               build, stateReason="RUN make failed")),
+           f"GET {base}/1.0/builds/b0": answer(dict(
+               build, imageVersion="1.0", buildId="b0", buildState="SUCCESSFUL",
+               snapshotBuild={"memorySnapshotSizeInBytes": 20 << 20}))})
+    r = thaw("builds", "demo", "--no-header")
+    check([x.split() for x in r.stdout.splitlines()] == [
+        "2.0 FAILED 1 minute ago - b1 RUN make failed".split(),
+        "1.0 SUCCESSFUL 1 minute ago 20 MiB b0".split()], "builds", r)
+    check([b["buildId"] for b in json.loads(
+        thaw("builds", "demo", "--json").stdout)] == ["b1", "b0"],
+          "builds --json")
+    check(thaw("builds", "nope").returncode == 3, "builds of nothing")
+    log = "/thaw/v1/images/demo/versions/3.0/log"
+    serve({"GET /thaw/v1/images/demo": answer(IMAGE), f"GET {log}":
+           chunked([b"STEP 1\n", b"STEP 2\n"]),
+           "GET /thaw/v1/images/demo/versions/1.0/log": answer(b"old\n")})
+    r = thaw("logs", "--build", "demo", "-f")
+    check(r.stdout == "STEP 1\nSTEP 2\n" and FAKE.seen[-1].query ==
+          {"follow": "1"}, "logs --build of the newest version", r)
+    check(thaw("logs", "demo:1.0", "--build").stdout == "old\n",
+          "logs --build of a version")
+    check(thaw("logs", "--build", "nope").returncode == 3,
+          "logs --build of nothing")
 
 
 def hostile():
@@ -756,7 +829,7 @@ def host():
 def help_and_completion():
     r = thaw("help")
     verbs = re.findall(r"^  (\w+) ", r.stdout, re.M)
-    check(r.returncode == 0 and len(verbs) == 21 and "__ids" not in r.stdout,
+    check(r.returncode == 0 and len(verbs) == 23 and "__ids" not in r.stdout,
           "help lists the verbs", verbs)
     for v in verbs:
         r = thaw("help", v)
@@ -813,6 +886,8 @@ try:
     builds()
     dockerfile_builds()
     build_on_terminal()
+    run_options()
+    tags_and_builds()
     hostile()
     execs()
     exec_signals()
