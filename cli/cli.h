@@ -163,6 +163,16 @@ void cli_progress_clear(struct cli_progress *p);
 // Draws the bar once more, below what was printed after a clear.
 void cli_progress_again(struct cli_progress *p);
 
+// --- guests' ports (ports.c) ---------------------------------------------
+
+// The port that a microVM's application answers on: the first that its image's
+// Dockerfile EXPOSEs, else the one it was frozen on, else 8080.
+unsigned cli_image_port(struct cli *c, const json_t *vm);
+// The same of an id; an exit code after saying why.
+int cli_default_port(struct cli *c, const char *id, unsigned *port);
+// On stderr: the ports on which something listens in a microVM.
+void cli_say_listeners(struct cli *c, const char *id);
+
 // --- parts of verbs ------------------------------------------------------
 
 // build: is a PATH with a Dockerfile given?
@@ -181,8 +191,11 @@ int cmd_rmi(struct cli *c);
 int cmd_run(struct cli *c);
 int cmd_ps(struct cli *c);
 int cmd_inspect(struct cli *c);
+int cmd_call(struct cli *c);
 int cmd_exec(struct cli *c);
 int cmd_forward(struct cli *c);
+int cmd_token(struct cli *c);
+int cmd_env(struct cli *c);
 int cmd_logs(struct cli *c);
 int cmd_suspend(struct cli *c);
 int cmd_resume(struct cli *c);

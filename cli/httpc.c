@@ -17,6 +17,7 @@ int httpc_open(struct httpc *h, const char *socket_path, struct err *e)
 
 	memset(h, 0, sizeof(*h));
 	h->fd = -1;
+	h->peer = "thawd";
 	if (strlen(socket_path) >= sizeof(sa.sun_path))
 		return err_set(e, -ENAMETOOLONG,
 			       "the socket's path is longer than %zu bytes: %s",
@@ -93,6 +94,25 @@ int httpc_send(struct httpc *h, const char *method, const char *target,
 	return 0;
 }
 
+int httpc_through(struct httpc *h, const char *peer, const char *head,
+		  const void *body, size_t len, bool no_body, struct err *e)
+{
+	int rc = send_all(h->fd, head, strlen(head));
+
+	if (!rc)
+		rc = send_all(h->fd, body, len);
+	if (rc && rc != -EPIPE && rc != -ECONNRESET)
+		return err_set(e, rc, "sending to %s: %s", peer, strerror(-rc));
+	h->peer = peer;
+	h->status = 0;
+	h->error_type[0] = '\0';
+	h->retry_after = 0;
+	h->head_used = 0;
+	h->in_chunk = h->ended = false;
+	h->no_body = no_body;
+	return 0;
+}
+
 // More bytes into the buffer; 0 at the end of the stream.
 static ssize_t fill(struct httpc *h, struct err *e)
 {
@@ -109,22 +129,24 @@ static ssize_t fill(struct httpc *h, struct err *e)
 		n = read(h->fd, h->buf + h->len, sizeof(h->buf) - h->len);
 	while (n < 0 && errno == EINTR);
 	if (n < 0) {
-		err_set(e, -errno, "reading from thawd: %s", strerror(errno));
+		err_set(e, -errno, "reading from %s: %s", h->peer,
+			errno == EAGAIN ? "it took too long" : strerror(errno));
 		return -EIO;
 	}
 	h->len += (size_t)n;
 	return n;
 }
 
-static int malformed(struct err *e, const char *what)
+static int malformed(const struct httpc *h, struct err *e, const char *what)
 {
-	err_set(e, -EBADMSG, "thawd's answer is malformed: %s", what);
+	err_set(e, -EBADMSG, "%s's answer is malformed: %s", h->peer, what);
 	return -EBADMSG;
 }
 
-static int cut_short(struct err *e)
+static int cut_short(const struct httpc *h, struct err *e)
 {
-	err_set(e, -EPIPE, "the connection to thawd ended within its answer");
+	err_set(e, -EPIPE, "the connection to %s ended within its answer",
+		h->peer);
 	return -EPIPE;
 }
 
@@ -138,21 +160,21 @@ static int get_line(struct httpc *h, char **out, struct err *e)
 		ssize_t n;
 
 		if (h->len - h->at >= sizeof(h->buf) / 2)
-			return malformed(e, "a line is too long");
+			return malformed(h, e, "a line is too long");
 		n = fill(h, e);
 		if (n <= 0)
-			return n < 0 ? -EIO : cut_short(e);
+			return n < 0 ? -EIO : cut_short(h, e);
 	}
 	*out = h->buf + h->at;
 	h->head_used += (size_t)(nl + 1 - *out);
 	h->at = (size_t)(nl + 1 - h->buf);
 	if (h->head_used > HTTPC_HEAD_MAX)
-		return malformed(e, "its head is too long");
+		return malformed(h, e, "its head is too long");
 	if (nl == *out || nl[-1] != '\r')
-		return malformed(e, "a line ends without CR LF");
+		return malformed(h, e, "a line ends without CR LF");
 	nl[-1] = '\0';
 	if (strlen(*out) != (size_t)(nl - 1 - *out))
-		return malformed(e, "a NUL in the head");
+		return malformed(h, e, "a NUL in the head");
 	return 0;
 }
 
@@ -186,7 +208,7 @@ static int take_header(struct httpc *h, char *line, struct err *e)
 
 	if (!colon || colon == line ||
 	    strcspn(line, " \t") < (size_t)(colon - line))
-		return malformed(e, "a header line");
+		return malformed(h, e, "a header line");
 	*colon = '\0';
 	v = colon + 1;
 	v += strspn(v, " \t");
@@ -195,15 +217,15 @@ static int take_header(struct httpc *h, char *line, struct err *e)
 		v[--n] = '\0';
 	if (!strcasecmp(line, "content-length")) {
 		if (h->framing != HTTPC_TO_END)
-			return malformed(e, "two lengths");
+			return malformed(h, e, "two lengths");
 		if (parse_number(v, 10, &h->left))
-			return malformed(e, "Content-Length");
+			return malformed(h, e, "Content-Length");
 		h->framing = HTTPC_LENGTH;
 	} else if (!strcasecmp(line, "transfer-encoding")) {
 		if (h->framing != HTTPC_TO_END)
-			return malformed(e, "two lengths");
+			return malformed(h, e, "two lengths");
 		if (strcasecmp(v, "chunked") != 0)
-			return malformed(e, "Transfer-Encoding");
+			return malformed(h, e, "Transfer-Encoding");
 		h->framing = HTTPC_CHUNKED;
 	} else if (!strcasecmp(line, "x-amzn-errortype")) {
 		snprintf(h->error_type, sizeof(h->error_type), "%.*s",
@@ -224,12 +246,14 @@ static int status_line(struct httpc *h, struct err *e)
 
 	if (rc)
 		return rc;
+	if (h->on_head)
+		h->on_head(h->on_head_arg, line);
 	if (strncmp(line, "HTTP/1.", 7) != 0 ||
 	    !isdigit((unsigned char)line[7]) || line[8] != ' ' ||
 	    !isdigit((unsigned char)line[9]) ||
 	    !isdigit((unsigned char)line[10]) ||
 	    !isdigit((unsigned char)line[11]) || (line[12] && line[12] != ' '))
-		return malformed(e, "it does not start with HTTP/1.1");
+		return malformed(h, e, "it does not start with HTTP/1.1");
 	h->status =
 	    (line[9] - '0') * 100 + (line[10] - '0') * 10 + line[11] - '0';
 	return 0;
@@ -251,12 +275,15 @@ int httpc_head(struct httpc *h, struct err *e)
 				return rc;
 			if (!*line)
 				break;
+			if (h->on_head)
+				h->on_head(h->on_head_arg, line);
 			rc = take_header(h, line, e);
 			if (rc)
 				return rc;
 		}
-	} while (h->status == 100);
-	if (h->status < 200 || h->status == 204 || h->status == 304)
+	} while (h->status < 200 && h->status != 101); // interim answers
+	if (h->status < 200 || h->status == 204 || h->status == 304 ||
+	    h->no_body)
 		h->framing = HTTPC_NONE;
 	return 0;
 }
@@ -273,13 +300,14 @@ static int next_chunk(struct httpc *h, struct err *e)
 		if (rc)
 			return rc;
 		if (*line)
-			return malformed(e, "a chunk is longer than it says");
+			return malformed(h, e,
+					 "a chunk is longer than it says");
 	}
 	rc = get_line(h, &line, e);
 	if (rc)
 		return rc;
 	if (parse_number(line, 16, &h->left))
-		return malformed(e, "a chunk's size");
+		return malformed(h, e, "a chunk's size");
 	h->in_chunk = true;
 	if (h->left)
 		return 0;
@@ -312,7 +340,7 @@ ssize_t httpc_body(struct httpc *h, void *dst, size_t cap, struct err *e)
 			return n;
 		if (n == 0) {
 			h->ended = true;
-			return h->framing == HTTPC_TO_END ? 0 : cut_short(e);
+			return h->framing == HTTPC_TO_END ? 0 : cut_short(h, e);
 		}
 	}
 	cap = MIN(cap, h->len - h->at);
@@ -338,7 +366,8 @@ int httpc_body_all(struct httpc *h, char **out, size_t *len, struct err *e)
 			if (!more || cap > HTTPC_BODY_MAX) {
 				free(more ? more : buf);
 				return err_set(e, -EFBIG,
-					       "thawd's answer is too long");
+					       "%s's answer is too long",
+					       h->peer);
 			}
 			buf = more;
 			cap += (size_t)2 * HTTPC_BUF;

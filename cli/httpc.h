@@ -14,6 +14,10 @@ enum {
 
 struct httpc {
 	int fd;
+	const char *peer; // who answers, for messages
+	// Each line of a head as it comes, without its end, or NULL.
+	void (*on_head)(void *arg, const char *line);
+	void *on_head_arg;
 	int status; // after httpc_head()
 	char error_type[64];
 	unsigned retry_after; // seconds; 0: not said
@@ -24,7 +28,7 @@ struct httpc {
 		HTTPC_TO_END,
 	} framing;
 	uint64_t left; // of the body, or of the chunk
-	bool in_chunk, ended;
+	bool in_chunk, ended, no_body;
 	size_t head_used;
 	size_t at, len; // unread bytes in buf
 	char buf[HTTPC_BUF];
@@ -39,7 +43,7 @@ void httpc_close(struct httpc *h); // a zeroed or closed one is fine
 int httpc_send(struct httpc *h, const char *method, const char *target,
 	       const char *upgrade, const char *type, const void *body,
 	       size_t len, struct err *e);
-// Reads the answer's head. 100 Continue is skipped.
+// Reads the answer's head. Interim answers (100, 103) are skipped.
 int httpc_head(struct httpc *h, struct err *e);
 // The next bytes of the body; 0 at its end. An answer that ends too early or is
 // malformed is an error, never a short body.
@@ -50,6 +54,11 @@ int httpc_body_all(struct httpc *h, char **out, size_t *len, struct err *e);
 // 1 a line, 0 the end. *line is the caller's, grown as needed.
 int httpc_line(struct httpc *h, char **line, size_t *cap, size_t max,
 	       struct err *e);
+// After status 101, where what speaks on at the other end is HTTP too: a new
+// exchange with `peer` (borrowed), whose request `head` and `body` are. Then
+// httpc_head(). `no_body`: an answer to HEAD.
+int httpc_through(struct httpc *h, const char *peer, const char *head,
+		  const void *body, size_t len, bool no_body, struct err *e);
 // After status 101: takes over the descriptor. Bytes read too far are first in
 // h->buf [at, len).
 int httpc_take(struct httpc *h);

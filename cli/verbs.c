@@ -171,6 +171,31 @@ const struct cli_command cli_commands[] = {
      COMPLETE_BOTH,
      cmd_inspect,
      {{0, NULL, NULL, NULL}}},
+    {"call",
+     "ID [PATH]",
+     "send a request to the application",
+     "Through thawd's socket: no endpoint and no token is needed. The port is "
+     "the first\n"
+     "one that the image's Dockerfile EXPOSEs, else the one it was frozen on, "
+     "else 8080;\n"
+     "when nothing listens there, those that do are listed. Data that is a "
+     "JSON "
+     "object\n"
+     "or list is sent as application/json, other as text/plain. The exit code "
+     "is 1 when\n"
+     "the answer's status is 400 or more.\n",
+     1,
+     2,
+     false,
+     COMPLETE_VM,
+     cmd_call,
+     {{'p', "port", "PORT", "port of the guest"},
+      {'X', "request", "METHOD", "method (default GET, with data POST)"},
+      {'d', "data", "TEXT", "body (@FILE: a file's contents, @-: the input)"},
+      {'H', "header", "NAME: VALUE", "header; may be repeated"},
+      {'i', "include", NULL, "print the answer's head too"},
+      {'I', "head", NULL, "ask for the head only"},
+      {0, "timeout", "SECONDS", "of silence to bear (default 60, 0: any)"}}},
     {"exec",
      "ID CMD [ARG...]",
      "run a command in a microVM",
@@ -200,6 +225,36 @@ const struct cli_command cli_commands[] = {
      COMPLETE_VM,
      cmd_forward,
      {{0, NULL, NULL, NULL}}},
+    {"token",
+     "ID",
+     "make a token for a microVM's endpoint",
+     "It is sent as the header X-aws-proxy-auth. Without options it is good "
+     "for "
+     "the port\n"
+     "that 'thaw call' takes, for an hour.\n",
+     1,
+     1,
+     false,
+     COMPLETE_VM,
+     cmd_token,
+     {{'p', "port", "PORT|FIRST-LAST", "for these ports; may be repeated"},
+      {0, "all-ports", NULL, "for every port"},
+      {0, "shell", NULL, "for the shell, not for the application"},
+      {0, "minutes", "N", "how long it is good, at most 60 (default 60)"},
+      {0, "header", NULL, "print the whole header: NAME: TOKEN"}}},
+    {"env",
+     "",
+     "print what points an AWS SDK here",
+     "For a shell: eval \"$(thaw env)\". thawd must listen (--listen), and its "
+     "keys file\n"
+     "must be readable for you.\n",
+     0,
+     0,
+     false,
+     COMPLETE_NOTHING,
+     cmd_env,
+     {{0, "profile", "NAME", "of the keys file (default: its first)"},
+      {0, "shell", "sh|bash|zsh|fish", "whose syntax (default sh)"}}},
     {"logs",
      "ID | --build IMAGE[:VERSION]",
      "show what a microVM printed, or an image's build",

@@ -448,6 +448,206 @@ IMAGE = {"name": "demo", "imageArn": ARN + "demo", "versions": [
     {"version": "3.0", "spec": {}}]}
 
 
+def calls():
+    got = {}
+
+    def app(reply):
+        def handle(r, conn):
+            got["port"] = int(r.query["port"])
+            conn.sendall(UPGRADE)
+            data = r.early
+            while b"\r\n\r\n" not in data:
+                data += conn.recv(65536)
+            head, body = data.split(b"\r\n\r\n", 1)
+            want = re.search(rb"(?i)content-length: (\d+)", head)
+            while want and len(body) < int(want.group(1)):
+                body += conn.recv(65536)
+            got["head"], got["body"] = head.decode().split("\r\n"), body
+            return reply
+        return handle
+
+    def site(reply, version="1.0"):
+        serve({f"GET {VM}": answer(vm(imageVersion=version)),
+               "GET /thaw/v1/images/demo": answer(IMAGE),
+               f"POST /thaw/v1/microvms/{ID}/forward": app(reply)})
+    hello = (b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nX-A: 1\r\nX-A: 2\r\n"
+             b"\r\nhello\n")
+    site(hello)
+    r = thaw("call", ID, "/p?q=1")
+    check(r.returncode == 0 and r.stdout == "hello\n" and got["port"] == 5000
+          and got["head"][0] == "GET /p?q=1 HTTP/1.1"
+          and "Host: localhost:5000" in got["head"]
+          and not got["body"], "call asks the EXPOSEd port", (r, got))
+    for version, port in (("2.0", 7070), ("3.0", 8080), ("9.0", 8080)):
+        site(hello, version)
+        thaw("call", ID)
+        check(got["port"] == port and got["head"][0] == "GET / HTTP/1.1",
+              f"and version {version} on {port}", got)
+    r = thaw("call", ID, "/", "-p", "81", "-X", "PUT", "-d", '{"a": 1}', "-H",
+             "X-Y: z", "-i")
+    check(got["port"] == 81 and got["head"][0] == "PUT / HTTP/1.1"
+          and got["body"] == b'{"a": 1}' and "X-Y: z" in got["head"]
+          and "Content-Type: application/json" in got["head"]
+          and "Content-Length: 8" in got["head"]
+          and len(FAKE.seen) == 1, "port, method, data, header", got)
+    check(r.stdout == "HTTP/1.1 200 OK\nContent-Length: 6\nX-A: 1\nX-A: 2\n\n"
+          "hello\n", "--include", r)
+    thaw("call", ID, "/", "-p", "81", "-d", "@-", "-H", "content-type: a/b",
+         stdin="x" * 300000)
+    check(got["head"][0].startswith("POST ") and got["body"] == b"x" * 300000
+          and "content-type: a/b" in got["head"]
+          and not any(h.startswith("Content-Type") for h in got["head"]),
+          "data from the input; the caller's type", got["head"])
+    r = thaw("call", ID, "/", "-p", "81", "--json")
+    check(json.loads(r.stdout) == {"status": 200, "headers": {
+        "content-length": "6", "x-a": "1, 2"}, "body": "hello\n"},
+          "call --json", r)
+    site(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n")
+    r = thaw("call", ID, "/", "-I")
+    check(r.returncode == 0 and got["head"][0].startswith("HEAD ")
+          and "Content-Length: 99999" in r.stdout, "call --head", r)
+    site(b"HTTP/1.1 103 Early\r\nLink: x\r\n\r\nHTTP/1.0 404 Not Found\r\n\r\nno")
+    r = thaw("call", ID, "/", "-i")
+    check(r.returncode == 1 and r.stdout == "HTTP/1.0 404 Not Found\n\nno"
+          and r.stderr == "thaw: call: the application answered 404 Not Found\n",
+          "404 of the application is exit code 1", r)
+    for reply, said in ((b"", "ended within"), (b"SSH-2.0\r\n", "malformed"),
+                        (hello[:-3], "ended within")):
+        site(reply)
+        r = thaw("call", ID)
+        check(r.returncode == 1 and "the application" in r.stderr
+              and said in r.stderr and "thaw logs" in r.stderr,
+              f"call of an application that says {reply[:12]}", r)
+    site(hello)
+
+    def silent(r, conn):
+        conn.sendall(UPGRADE)
+        time.sleep(3)
+    FAKE.handle = silent
+    t = time.time()
+    r = thaw("call", ID, "/", "-p", "1", "--timeout", "1")
+    check(r.returncode == 1 and "too long" in r.stderr and time.time() - t < 2.5,
+          "call --timeout", r)
+
+
+def listeners():
+    tcp = ("  sl  local_address rem_address   st tx_queue rx_queue\n"
+           "   0: 00000000:1388 00000000:0000 0A 00000000:00000000 00:0\n"
+           "   1: 0100007F:2328 00000000:0000 0A 00000000:00000000 00:0\n"
+           "   2: 0100007F:0016 0100007F:2328 01 00000000:00000000 00:0\n"
+           "   3: FEA9FEA9:7469 00000000:0000 0A 00000000:00000000 00:0\n"
+           "  sl  local_address                         remote_address st\n"
+           "   0: 00000000000000000000000000000000:1F90 "
+           "00000000000000000000000000000000:0000 0A 00000000:0\n"
+           "   1: 00000000000000000000000001000000:0050 "
+           "00000000000000000000000000000000:0000 0A 00000000:0\n"
+           "   x: garbage\n   0: ZZ:1 0 0A\n")
+
+    def site(execed):
+        serve({f"POST /thaw/v1/microvms/{ID}/forward": error(
+            502, "InternalServerException", "port 4000: Connection refused"),
+            f"POST /thaw/v1/microvms/{ID}/exec": execed})
+    site(answer({"exitCode": 1, "stdout": tcp, "stderr": ""}))
+    r = thaw("call", ID, "/", "-p", "4000")
+    check(r.returncode == 1 and r.stderr.splitlines() == [
+        "thaw: call to port 4000: port 4000: Connection refused",
+        "thaw: in it listen: 80 (::1), 5000 (0.0.0.0), 8080 (::), "
+        "9000 (127.0.0.1)"], "where nothing listens, what does is listed", r)
+    check(FAKE.seen[1].json["command"][0] == "cat", "as the guest's kernel says")
+    site(answer({"exitCode": 0, "stdout": tcp[:58], "stderr": ""}))
+    check("nothing listens on any port" in
+          thaw("call", ID, "/", "-p", "4000").stderr, "or that nothing does")
+    for bad in (error(502, "InternalServerException", "no"),
+                answer({"exitCode": 127, "stdout": "", "stderr": "no cat"})):
+        site(bad)
+        r = thaw("call", ID, "/", "-p", "4000")
+        check(r.returncode == 1 and "could not be read" in r.stderr,
+              "or that it cannot be told", r)
+
+
+def tokens():
+    def site(tail):
+        serve({f"POST {VM}/{tail}": answer({"authToken": {
+            "X-aws-proxy-auth": "abc.def"}}), f"GET {VM}": answer(vm()),
+            "GET /thaw/v1/images/demo": answer(IMAGE)})
+    site("auth-token")
+    r = thaw("token", ID)
+    check(r.returncode == 0 and r.stdout == "abc.def\n"
+          and FAKE.seen[-1].json == {"expirationInMinutes": 60, "allowedPorts":
+                                     [{"port": 5000}]},
+          "token: for the EXPOSEd port, for an hour", FAKE.seen[-1].json)
+    r = thaw("token", ID, "-p", "80", "--port", "9000-9002", "--minutes", "5",
+             "--header")
+    check(r.stdout == "X-aws-proxy-auth: abc.def\n" and FAKE.seen[0].json == {
+        "expirationInMinutes": 5, "allowedPorts": [
+            {"port": 80}, {"range": {"startPort": 9000, "endPort": 9002}}]},
+          "token: ports and ranges, as a header", FAKE.seen[0].json)
+    r = thaw("token", ID, "--all-ports", "--json")
+    check(json.loads(r.stdout) == {"authToken": {"X-aws-proxy-auth": "abc.def"}}
+          and FAKE.seen[0].json["allowedPorts"] == [{"allPorts": {}}],
+          "token --all-ports --json", r)
+    site("shell-auth-token")
+    r = thaw("token", ID, "--shell")
+    check(r.stdout == "abc.def\n" and FAKE.seen[0].json
+          == {"expirationInMinutes": 60}, "token --shell", FAKE.seen[0].json)
+
+
+def environments():
+    keys = TOP + "/keys"
+    with open(keys, "w") as f:
+        f.write("# comment\n[first]\naws_access_key_id = AKIA1\n"
+                "AWS_SECRET_ACCESS_KEY=se'cret/+=1\n; x\n\n[bot]\r\n"
+                "aws_access_key_id = AKIA2\r\n"
+                "aws_secret_access_key = s2\r\n")
+    host = {"listen": "127.0.0.1:8480", "keysFile": keys, "region": "eu-west-3",
+            "endpoint": "127.0.0.1:8443", "endpointCa": "/st/ca.pem"}
+
+    def site(**more):
+        serve({"GET /thaw/v1/host": answer({**host, **more})})
+    site()
+    r = thaw("env")
+    probe = r.stdout + "env -0"
+    p = subprocess.run(["sh", "-c", probe], capture_output=True,
+                       env={"PATH": os.environ["PATH"], "AWS_SESSION_TOKEN": "x"})
+    got = dict(x.split(b"=", 1) for x in p.stdout.split(b"\0") if x)
+    check(r.returncode == 0 and p.returncode == 0
+          and got[b"AWS_ENDPOINT_URL_LAMBDA_MICROVMS"] == b"http://127.0.0.1:8480"
+          and got[b"AWS_ACCESS_KEY_ID"] == b"AKIA1"
+          and got[b"AWS_SECRET_ACCESS_KEY"] == b"se'cret/+=1"
+          and got[b"AWS_REGION"] == got[b"AWS_DEFAULT_REGION"] == b"eu-west-3"
+          and got[b"THAW_ENDPOINT_CA"] == b"/st/ca.pem"
+          and b"AWS_SESSION_TOKEN" not in got and b"AWS_CA_BUNDLE" not in got,
+          "env is taken by a shell", (r, got))
+    r = thaw("env", "--profile", "bot", "--json")
+    check(json.loads(r.stdout)["AWS_ACCESS_KEY_ID"] == "AKIA2"
+          and json.loads(r.stdout)["AWS_SECRET_ACCESS_KEY"] == "s2",
+          "env --profile --json", r)
+    r = thaw("env", "--profile", "nobody")
+    check(r.returncode == 3 and "nobody" in r.stderr and r.stdout == "",
+          "env of no such profile", r)
+    r = thaw("env", "--shell", "fish")
+    check("set -gx AWS_ACCESS_KEY_ID 'AKIA1'" in r.stdout
+          and "export" not in r.stdout, "env for fish", r)
+    for listen, url in (("0.0.0.0:1", "http://127.0.0.1:1"),
+                        ("[::]:2", "http://[::1]:2"), ("[::1]:3", "http://[::1]:3")):
+        site(listen=listen)
+        r = thaw("env", "--json")
+        check(json.loads(r.stdout)["AWS_ENDPOINT_URL_LAMBDA_MICROVMS"] == url,
+              f"env: {listen} is called at {url}", r)
+    site(listen=None)
+    r = thaw("env")
+    check(r.returncode == 4 and "--listen" in r.stderr and r.stdout == "",
+          "env of a thawd that does not listen", r)
+    site(keysFile=TOP + "/nokeys")
+    r = thaw("env")
+    check(r.returncode == 1 and "nokeys" in r.stderr and r.stdout == "",
+          "env without the keys file", r)
+    site(endpoint=None, endpointCa=None)
+    r = thaw("env")
+    check("--endpoint" in r.stdout and "THAW_ENDPOINT_CA" not in r.stdout,
+          "env says that there is no endpoint", r)
+
+
 def tags_and_builds():
     arn = ARN + "demo"
     tags = {"team": "blue", "k": "a=b"}
@@ -829,7 +1029,7 @@ def host():
 def help_and_completion():
     r = thaw("help")
     verbs = re.findall(r"^  (\w+) ", r.stdout, re.M)
-    check(r.returncode == 0 and len(verbs) == 23 and "__ids" not in r.stdout,
+    check(r.returncode == 0 and len(verbs) == 26 and "__ids" not in r.stdout,
           "help lists the verbs", verbs)
     for v in verbs:
         r = thaw("help", v)
@@ -887,6 +1087,10 @@ try:
     dockerfile_builds()
     build_on_terminal()
     run_options()
+    calls()
+    listeners()
+    tokens()
+    environments()
     tags_and_builds()
     hostile()
     execs()
