@@ -179,6 +179,10 @@ void cli_say_listeners(struct cli *c, const char *id);
 bool cli_has_context(const struct cli *c);
 // Shows the answer's lines to their end; returns the exit code.
 int cli_build_show(struct cli *c, struct httpc *h);
+// exec, shell: the request for a command, and a session of it in the microVM
+// that the verb's first argument names; returns the command's exit code.
+json_t *cli_exec_request(struct cli *c, int argc, char *const *argv, bool tty);
+int cli_exec(struct cli *c, const json_t *body, bool tty, bool input);
 
 // --- verbs ---------------------------------------------------------------
 
@@ -190,9 +194,11 @@ int cmd_untag(struct cli *c);
 int cmd_rmi(struct cli *c);
 int cmd_run(struct cli *c);
 int cmd_ps(struct cli *c);
+int cmd_top(struct cli *c);
 int cmd_inspect(struct cli *c);
 int cmd_call(struct cli *c);
 int cmd_exec(struct cli *c);
+int cmd_shell(struct cli *c);
 int cmd_forward(struct cli *c);
 int cmd_token(struct cli *c);
 int cmd_env(struct cli *c);

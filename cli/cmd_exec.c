@@ -1,4 +1,4 @@
-// thaw exec: agent frames (guest/include/agent_proto.h), end to end through
+// thaw exec, shell: agent frames (guest/include/agent_proto.h), end to end through
 // thawd.
 //
 // One poll loop. Input is read only when all of the last was sent, so nothing
@@ -288,17 +288,15 @@ static void pump(struct exec *x)
 	}
 }
 
-static json_t *make_request(struct cli *c, bool tty)
+json_t *cli_exec_request(struct cli *c, int argc, char *const *argv, bool tty)
 {
-	json_t *body = json_object(), *argv = json_array(), *env = json_array();
-	int first = 1;
+	json_t *body = json_object(), *words = json_array(),
+	       *env = json_array();
 	struct winsize ws;
 	const char *v;
 
-	if (c->argc > 2 && !strcmp(c->argv[1], "--"))
-		first = 2;
-	for (int i = first; i < c->argc; i++)
-		json_array_append_new(argv, json_string(c->argv[i]));
+	for (int i = 0; i < argc; i++)
+		json_array_append_new(words, json_string(argv[i]));
 	if (tty && getenv("TERM")) {
 		char *term = NULL;
 
@@ -308,7 +306,7 @@ static json_t *make_request(struct cli *c, bool tty)
 	}
 	for (size_t i = 0; (v = cli_value_at(c, "env", i)); i++)
 		json_array_append_new(env, json_string(v));
-	json_object_set_new(body, "command", argv);
+	json_object_set_new(body, "command", words);
 	if (json_array_size(env))
 		json_object_set(body, "env", env);
 	json_decref(env);
@@ -326,7 +324,7 @@ static json_t *make_request(struct cli *c, bool tty)
 }
 
 // --json: the call without an upgrade, whose answer is one object.
-static int exec_json(struct cli *c, json_t *body)
+static int exec_json(struct cli *c, const json_t *body)
 {
 	char *path = cli_path(CLI_OWN "/microvms/%s/exec", c->argv[0]);
 	json_t *out = NULL;
@@ -341,30 +339,15 @@ static int exec_json(struct cli *c, json_t *body)
 	return code;
 }
 
-int cmd_exec(struct cli *c)
+int cli_exec(struct cli *c, const json_t *body, bool tty, bool input)
 {
+	char *path = cli_path(CLI_OWN "/microvms/%s/exec", c->argv[0]);
 	struct exec *x;
 	struct httpc h;
-	json_t *body;
-	char *path;
-	bool tty = cli_flag(c, "tty");
-	int code;
+	int code =
+	    cli_open(c, &h, c->cmd->name, "POST", path, "thaw-exec", body);
 
-	if (tty && c->json)
-		return cli_usage(c, "--json and -t do not go together");
-	if (tty && !isatty(STDIN_FILENO))
-		return cli_usage(c, "-t needs a terminal, and standard input "
-				    "is none");
-	body = make_request(c, tty);
-	if (c->json) {
-		code = exec_json(c, body);
-		json_decref(body);
-		return code;
-	}
-	path = cli_path(CLI_OWN "/microvms/%s/exec", c->argv[0]);
-	code = cli_open(c, &h, "exec", "POST", path, "thaw-exec", body);
 	free(path);
-	json_decref(body);
 	if (code)
 		return code;
 	x = calloc(1, sizeof(*x));
@@ -374,7 +357,7 @@ int cmd_exec(struct cli *c)
 		abort();
 	x->code = -1;
 	x->tty = tty;
-	x->input_open = cli_flag(c, "interactive") || tty;
+	x->input_open = input;
 	x->in_len = h.len - h.at; // read along with the head
 	memcpy(x->in, h.buf + h.at, x->in_len);
 	x->fd = httpc_take(&h);
@@ -392,5 +375,46 @@ int cmd_exec(struct cli *c)
 	close(x->sigfd);
 	free(x->in);
 	free(x);
+	return code;
+}
+
+int cmd_exec(struct cli *c)
+{
+	bool tty = cli_flag(c, "tty");
+	json_t *body;
+	int code, first = 1;
+
+	if (tty && c->json)
+		return cli_usage(c, "--json and -t do not go together");
+	if (tty && !isatty(STDIN_FILENO))
+		return cli_usage(c, "-t needs a terminal, and standard input "
+				    "is none");
+	if (c->argc > 2 && !strcmp(c->argv[1], "--"))
+		first = 2;
+	body = cli_exec_request(c, c->argc - first, c->argv + first, tty);
+	code = c->json
+		   ? exec_json(c, body)
+		   : cli_exec(c, body, tty, cli_flag(c, "interactive") || tty);
+	json_decref(body);
+	return code;
+}
+
+// Its best shell, as one that somebody logs in to. Standard input that is no
+// terminal is a script, and bash and sh read it as such.
+int cmd_shell(struct cli *c)
+{
+	static char script[] = "command -v bash >/dev/null && exec bash -l; "
+			       "exec /bin/sh -l";
+	static char *const argv[] = {"/bin/sh", "-c", script};
+	bool tty = isatty(STDIN_FILENO);
+	json_t *body;
+	int code;
+
+	if (c->json)
+		return cli_usage(c, "a shell has no --json: use 'thaw exec "
+				    "--json'");
+	body = cli_exec_request(c, ARRAY_SIZE(argv), argv, tty);
+	code = cli_exec(c, body, tty, true);
+	json_decref(body);
 	return code;
 }

@@ -161,6 +161,21 @@ const struct cli_command cli_commands[] = {
       {'q', "quiet", NULL, "ids only"},
       OPT_NO_HEADER,
       OPT_NO_TRUNC}},
+    {"top",
+     "",
+     "show what runs and what it takes",
+     "On a terminal the table is drawn anew until q; else it is printed once. "
+     "CPU is of\n"
+     "one processor; OWN is the memory that no other copy shares, of at most "
+     "OF.\n",
+     0,
+     0,
+     false,
+     COMPLETE_NOTHING,
+     cmd_top,
+     {{'i', "interval", "SECONDS", "between two drawings (default 2)"},
+      {0, "sort", "cpu|memory|name", "what comes first (default cpu)"},
+      OPT_NO_HEADER}},
     {"inspect",
      "ID|IMAGE...",
      "show everything known",
@@ -211,6 +226,21 @@ const struct cli_command cli_commands[] = {
      {{'i', "interactive", NULL, "pass standard input"},
       {'t', "tty", NULL, "with a terminal"},
       {'e', "env", "K=V", "environment variable; may be repeated"},
+      {'u', "user", "USER", "as this user: name or uid[:gid]"},
+      {'w', "workdir", "DIR", "in this directory"}}},
+    {"shell",
+     "ID",
+     "open a shell in a microVM",
+     "bash where there is one, else sh, as root in the application's file "
+     "system. Input\n"
+     "that is no terminal is read as a script. The exit code is the "
+     "shell's.\n",
+     1,
+     1,
+     false,
+     COMPLETE_VM,
+     cmd_shell,
+     {{'e', "env", "K=V", "environment variable; may be repeated"},
       {'u', "user", "USER", "as this user: name or uid[:gid]"},
       {'w', "workdir", "DIR", "in this directory"}}},
     {"forward",

@@ -100,7 +100,35 @@ def exit_codes():
                  ["run", "x", "--count", "2", "--name", "n"],
                  ["ps", "--filter", "colour=red"], ["forward", ID, "80"],
                  ["forward", ID, "8080:0"], ["exec", ID], ["--nonsense"],
-                 ["exec", "-t", ID, "ls"]):
+                 ["exec", "-t", ID, "ls"],
+                 ["build", "x"], ["build", "x", "a", "b"],
+                 ["build", "x", "a", "--", "sh"],
+                 ["build", "x", "a", "--entrypoint", "sh"],
+                 ["build", "x", "--kernel", "/k", "--network"],
+                 ["build", "x", "a", "--hook", "boot"],
+                 ["build", "x", "a", "--hook", "ready=0"],
+                 ["build", "x", "a", "--hook", "ready", "--hook", "run=61"],
+                 ["build", "x", "a", "--hook", "run"],
+                 ["build", "x", "a", "--hooks-port", "9000"],
+                 ["run", "x", "--suspended", "5"],
+                 ["run", "x", "--no-auto-resume"],
+                 ["run", "x", "--ingress", "ftp"],
+                 ["call"], ["call", ID, "nopath"], ["call", ID, "/a b"],
+                 ["call", ID, "/", "-H", "no header"],
+                 ["call", ID, "/", "-H", "A: b\r\nC: d"],
+                 ["call", ID, "/", "-H", "Content-Length: 5"],
+                 ["call", ID, "/", "-X", "GET /x"],
+                 ["call", ID, "/", "-p", "65536"],
+                 ["token", ID, "-p", "0"], ["token", ID, "-p", "9-8"],
+                 ["token", ID, "-p", "8-65536"], ["token", ID, "-p", "8-x"],
+                 ["token", ID, "--minutes", "0"],
+                 ["token", ID, "--minutes", "61"],
+                 ["token", ID, "--shell", "--all-ports"],
+                 ["token", ID, "-p", "1", "--all-ports"],
+                 ["tag", "x", "novalue"], ["tag", "x", "=v"], ["untag", "x"],
+                 ["top", "--sort", "colour"], ["top", "-i", "0"],
+                 ["env", "--shell", "tcsh"], ["shell", ID, "--json"],
+                 ["logs", "--build", "x", "--tail", "3"]):
         r = thaw(*args)
         check(r.returncode == 2 and r.stderr and not FAKE.seen,
               f"usage: {' '.join(args)!a}", r)
@@ -704,6 +732,104 @@ def tags_and_builds():
           "logs --build of nothing")
 
 
+def shells():
+    got = {}
+
+    def handle(r, conn):
+        got["json"] = r.json
+        conn.sendall(UPGRADE)
+        f, data = Frames(conn, r.early), b""
+        while True:
+            kind, more = f.next()
+            if kind != STDIN or not more:
+                break
+            data += more
+        got["input"] = data
+        conn.sendall(frame(STDOUT, b"out\n") + frame(EXIT,
+                                                     struct.pack("<I", 7)))
+    serve({f"POST /thaw/v1/microvms/{ID}/exec": handle})
+    r = thaw("shell", "-u", "www", "-w", "/srv", ID, stdin="ls\nexit 7\n")
+    check(r.returncode == 7 and r.stdout == "out\n" and got["input"] ==
+          b"ls\nexit 7\n" and got["json"]["tty"] is False
+          and got["json"]["user"] == "www" and got["json"]["cwd"] == "/srv"
+          and got["json"]["command"][:2] == ["/bin/sh", "-c"],
+          "shell reads a script from its input", (r, got))
+    p = subprocess.run(got["json"]["command"], input="echo $((6 * 7))\n",
+                       capture_output=True, text=True)
+    check(p.stdout == "42\n", "and its command is a shell", p)
+
+    def on_tty(r, conn):
+        got["tty"] = r.json["tty"]
+        return UPGRADE + frame(STDOUT, b"# ") + frame(EXIT, struct.pack("<I", 3))
+    serve({f"POST /thaw/v1/microvms/{ID}/exec": on_tty})
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.execv(THAW, [THAW, "--socket", SOCK, "shell", ID])
+    out = drain(fd)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    check(got["tty"] is True and code == 3 and "# " in out,
+          "shell on a terminal has one in the guest", (got, code, out))
+
+
+def tops():
+    busy = subprocess.Popen(["sh", "-c", "while :; do :; done"])
+    idle = os.getpid()
+    second = "microvm-eeee0000-x"
+
+    def usage(mib):
+        return answer({"thaw": {"usage": {"privateBytes": mib << 20,
+                                          "overlayBytes": 5 << 20}}})
+    serve({f"GET {VMS}": lambda r, c: answer({"items": [
+        vm(microvmId=second, thaw={"name": "a", "pid": idle, "memoryMiB": 64,
+                                   "labels": {}}),
+        vm(thaw={"name": "web", "pid": busy.pid, "memoryMiB": 512}),
+        vm("SUSPENDED", microvmId="microvm-cccc0000-x", thaw={"name": "s"}),
+        vm("TERMINATED", microvmId="microvm-dddd0000-x", thaw={"name": "t"})]}),
+        f"GET /thaw/v1/microvms/{ID}": usage(3),
+        f"GET /thaw/v1/microvms/{second}": usage(9),
+        "GET /thaw/v1/host": answer({"memory": {"committedMiB": 77}})})
+    try:
+        r = thaw("top")
+        rows = [x.split() for x in r.stdout.splitlines()]
+        check(r.returncode == 0 and rows[0][:5] == ["ID", "NAME", "IMAGE",
+              "STATE", "CPU"] and len(rows) == 4 and rows[1][0] ==
+              "microvm-0123abcd" and float(rows[1][4].rstrip("%")) > 10
+              and rows[1][5:11] == "3.0 MiB 512 MiB 5.0 MiB".split(),
+              "top: the busiest first, one snapshot without a terminal", r)
+        check(rows[3][3] == "SUSPENDED" and rows[3][4:6] == ["-", "-"],
+              "top: a suspended one has no figures", rows)
+        r = thaw("top", "--sort", "memory", "--no-header")
+        check(r.stdout.startswith("microvm-eeee0000"), "top --sort memory", r)
+        r = thaw("top", "--json", "--sort", "name")
+        j = json.loads(r.stdout)
+        check([v["thaw"]["name"] for v in j] == ["a", "s", "web"]
+              and j[0]["thaw"]["usage"]["privateBytes"] == 9 << 20
+              and j[2]["thaw"]["cpuPercent"] > 10, "top --json", r)
+        pid, fd = pty.fork()
+        if pid == 0:
+            os.execv(THAW, [THAW, "--socket", SOCK, "top", "-i", "60"])
+        out = b""
+        while b"started" not in out.lower() or b"name" not in out:
+            out += os.read(fd, 65536)
+        os.write(fd, b"m")
+        while b"sorted by memory" not in out:
+            out += os.read(fd, 65536)
+        os.write(fd, b"q")
+        out = out.decode() + drain(fd)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        check(code == 0 and out.count("\x1b[H\x1b[J") == 2
+              and "77 MiB committed" in out, "top is drawn anew on a key", out)
+        check(out.startswith("\x1b[?1049h") and "\x1b[?1049l" in out
+              and out.rindex("\x1b[?25h") > out.rindex("\x1b[?25l"),
+              "and leaves the terminal as it was", repr(out))
+    finally:
+        busy.kill()
+        busy.wait()
+    serve({})
+    check(thaw("top").returncode == 3, "top without a list is a failure")
+
+
+
 def hostile():
     """Whatever thawd sends, an error and not a wrong answer."""
     body = b'{"items":[]}'
@@ -1029,7 +1155,7 @@ def host():
 def help_and_completion():
     r = thaw("help")
     verbs = re.findall(r"^  (\w+) ", r.stdout, re.M)
-    check(r.returncode == 0 and len(verbs) == 26 and "__ids" not in r.stdout,
+    check(r.returncode == 0 and len(verbs) == 28 and "__ids" not in r.stdout,
           "help lists the verbs", verbs)
     for v in verbs:
         r = thaw("help", v)
@@ -1052,10 +1178,14 @@ try thaw suspend microvm-
 try thaw --json run --na
 try thaw completion z
 try thaw help ev
+cd /usr && try thaw build x bi
+try thaw call microvm-
+try thaw untag de
 """
     p = subprocess.run(["bash", "-c", probe], capture_output=True, text=True,
                        env=dict(os.environ, THAW_SOCKET=SOCK))
-    check(p.stdout.splitlines() == ["suspend", ID, "--name", "zsh", "events"],
+    check(p.stdout.splitlines() == ["suspend", ID, "--name", "zsh", "events",
+                                  "bin", ID, "demo"],
           "bash completes verbs, ids, options", p)
     check("bashcompinit" in thaw("completion", "zsh").stdout, "zsh completion")
     r = thaw("completion", "fish")
@@ -1092,6 +1222,8 @@ try:
     tokens()
     environments()
     tags_and_builds()
+    shells()
+    tops()
     hostile()
     execs()
     exec_signals()
