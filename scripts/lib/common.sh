@@ -26,7 +26,8 @@ thaw_cache()
 {
 	local dir=${THAW_CACHE:-${XDG_CACHE_HOME:-${HOME:-/var}/.cache}/thaw}
 
-	mkdir -p "$dir"
+	mkdir -p "$dir" 2>/dev/null || die "the cache cannot be made at $dir:" \
+		"name another folder by THAW_CACHE=DIR"
 	(cd "$dir" && pwd -P)
 }
 
@@ -192,7 +193,7 @@ THAW_PACKAGES=(
 	liburing-dev libxxhash-dev liblz4-dev libjansson-dev libsqlite3-dev
 	libarchive-dev libcap-ng-dev libseccomp-dev libssl-dev libcriterion-dev
 	libnghttp2-dev libcurl4-openssl-dev openssl python3-websockets
-	python3-h2 buildah slirp4netns
+	python3-h2 python3-grpcio buildah slirp4netns
 	clang clang-tidy clang-format libclang-rt-14-dev musl-tools shellcheck
 	qemu-system-x86 busybox-static cpio kmod lz4 xz-utils zstd
 	mmdebstrap e2fsprogs acpica-tools uidmap

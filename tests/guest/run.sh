@@ -10,6 +10,8 @@
 #   THAW_KERNEL    the guests' kernel, THAW_INITRD their initramfs
 #   THAW_ROOTFS    a tar of a Debian root file system with Flask
 #   THAW_ROOTFS_NUMPY  one with numpy (scripts/rootfs --packages python3-numpy)
+#   THAW_CLIENTS   AWS's clients (scripts/lib/test-clients)
+#   THAW_BASES     base images of Dockerfiles (scripts/lib/test-bases)
 #   THAW_WORK      an empty folder of its own, removed afterwards
 #
 # and has 600 s, or what a line "# timeout: SECONDS" in its head says. One whose
@@ -19,6 +21,7 @@
 # Output goes to RESULTS/test_NAME.out, the exit code to RESULTS/test_NAME.code,
 # and a line for each test to standard output.
 #
+#   --limit SECONDS  each test has at least so long
 #   --list     print the names of the tests and end
 #   --shared   several of these run with the same RESULTS, in boxes of their own:
 #              take only tests that no other one has taken; RESULTS/box-$THAW_BOX
@@ -35,13 +38,16 @@ die()
 	exit 2
 }
 
+at_least=0
+
 # The seconds a test has.
 limit_of()
 {
 	local limit
 
 	limit=$(sed -n '1,40s/^# timeout: \([0-9]*\).*/\1/p' "$HERE/$1" | head -n 1)
-	echo "${limit:-600}"
+	limit=${limit:-600}
+	echo $((limit > at_least ? limit : at_least))
 }
 
 # Those that may take longest come first, for the sake of --shared.
@@ -221,6 +227,11 @@ main()
 		--bin) bin=${2:?} && shift ;;
 		--boot) boot=${2:?} && shift ;;
 		--results) results=${2:?} && shift ;;
+		--limit)
+			[[ ${2:-} =~ ^[0-9]{1,6}$ ]] ||
+				die "--limit is a number of seconds, like 3600"
+			at_least=$((10#$2)) && shift
+			;;
 		--shared) shared=$results/box-${THAW_BOX:-1} ;;
 		--close) close=1 ;;
 		--tests) HERE=$(cd "${2:?}" && pwd -P) && shift ;;
