@@ -22,6 +22,7 @@ import thawd_rig as rig  # noqa: E402
 BIN = os.environ["THAW_BIN"]
 WORK = os.environ["THAW_WORK"]
 PORT = 9090
+MEMORY = 192 << 20  # of a guest: what takes time in a build grows with it
 
 
 def rootfs_with(app, name="app.py"):
@@ -76,7 +77,7 @@ class Site:
     def out(self, *args, **kw):
         return self.thaw(*args, **kw).stdout.decode(errors="replace").strip()
 
-    def build(self, name, rootfs, *options, memory="384M"):
+    def build(self, name, rootfs, *options, memory=f"{MEMORY >> 20}M"):
         return self.thaw("build", name, "--rootfs", rootfs, "--port", str(PORT),
                          "--memory", memory, *options, "--", "/usr/bin/python3",
                          "/opt/app.py", timeout=900)
@@ -181,3 +182,42 @@ def gone(pid, timeout=20):
             return True
         time.sleep(0.05)
     return False
+
+
+def smaps_kib(pid, field="Pss:", skip=()):
+    """PSS of a process, or another field's sum, but for mappings whose name has a
+    word of `skip`."""
+    total = use = 0
+    with open(f"/proc/{pid}/smaps") as f:
+        for line in f:
+            word = line.split()[0]
+            if not word.endswith(":"):
+                use = not any(s in line for s in skip)
+            elif word == field and use:
+                total += int(line.split()[1])
+    return total
+
+
+def guest_kib(pid, bytes_, field="Pss:"):
+    """The same of the guest's memory: the mappings inside its slot."""
+    spans = []
+    with open(f"/proc/{pid}/smaps") as f:
+        for line in f:
+            word = line.split()[0]
+            if not word.endswith(":"):
+                lo, hi = (int(x, 16) for x in word.split("-"))
+                spans.append([lo, hi, 0])
+            elif word == field:
+                spans[-1][2] = int(line.split()[1])
+    # The slot is the one run of adjoining mappings of that length.
+    best = 0
+    for i in range(len(spans)):
+        end, sum_ = spans[i][1], spans[i][2]
+        j = i + 1
+        while end - spans[i][0] < bytes_ and j < len(spans) and \
+                spans[j][0] == end:
+            end, sum_ = spans[j][1], sum_ + spans[j][2]
+            j += 1
+        if end - spans[i][0] == bytes_:
+            best = max(best, sum_)
+    return best

@@ -48,45 +48,6 @@ def counted():
     return json.loads(r.stdout)
 
 
-def pss_kib(pid, skip=()):
-    """PSS of a process, but for mappings whose name has a word of `skip`."""
-    total = use = 0
-    with open(f"/proc/{pid}/smaps") as f:
-        for line in f:
-            word = line.split()[0]
-            if not word.endswith(":"):
-                use = not any(s in line for s in skip)
-            elif word == "Pss:" and use:
-                total += int(line.split()[1])
-    return total
-
-
-def guest_kib(pid, bytes_):
-    """PSS of the guest's memory: the mappings inside its slot."""
-    total, inside = 0, False
-    spans = []
-    with open(f"/proc/{pid}/smaps") as f:
-        for line in f:
-            word = line.split()[0]
-            if not word.endswith(":"):
-                lo, hi = (int(x, 16) for x in word.split("-"))
-                spans.append([lo, hi, 0])
-            elif word == "Pss:":
-                spans[-1][2] = int(line.split()[1])
-    # The slot is the one run of adjoining mappings of that length.
-    best = 0
-    for i in range(len(spans)):
-        end, sum_ = spans[i][1], spans[i][2]
-        j = i + 1
-        while end - spans[i][0] < bytes_ and j < len(spans) and \
-                spans[j][0] == end:
-            end, sum_ = spans[j][1], sum_ + spans[j][2]
-            j += 1
-        if end - spans[i][0] == bytes_:
-            best = max(best, sum_)
-    return best
-
-
 def test_store():
     site.start()
     site.build("one", lr.rootfs_with(APP))
@@ -180,7 +141,7 @@ def one_repeat(before):
     """What each of some cells takes, in KiB, and the state after them."""
     vms = cells_that_answered(CELLS)
     with_cells = settled()
-    pss = [pss_kib(pid) - guest_kib(pid, 384 << 20)
+    pss = [lr.smaps_kib(pid) - lr.guest_kib(pid, lr.MEMORY)
            for pid in map(site.pid, vms)]
     end_all(vms)
     after = settled()
@@ -216,7 +177,7 @@ def test_cell():
 def test_thawd():
     site.thawd.restart()
     time.sleep(2)
-    pss = pss_kib(site.thawd.main_pid(), skip=("memfd:",))
+    pss = lr.smaps_kib(site.thawd.main_pid(), skip=("memfd:",))
     rig.diag(f"thawd at rest: {pss} KiB PSS")
     rig.check(pss <= 32 * 1024, "thawd at rest takes at most 32 MiB", pss)
 
