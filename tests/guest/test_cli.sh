@@ -76,15 +76,19 @@ start_daemon()
 	return 1
 }
 
-# thawd leaves nothing of a build that failed.
-clean()
+# thawd leaves nothing of a build that has ended but the logs of those that made
+# an image (of LOGS, one image each).
+clean() # LOGS
 {
-	local i
+	local i left
 
 	for ((i = 0; i < 100; i++)); do
-		[[ -z $(find "$state" -path '*build-*' -print -quit) ]] && return 0
+		left=$(find "$state" -name 'build-*' ! -path '*/logs/*')
+		[[ -z $left && $(find "$state/logs" -name 'build-*.log' |
+			wc -l) == "$1" ]] && return 0
 		sleep 0.1
 	done
+	find "$state" -name 'build-*' | sed 's/^/# left: /'
 	return 1
 }
 
@@ -102,7 +106,7 @@ grep -q "app is starting as 33 in /www with hi" "$log"
 ok $? "the application has its user, directory and environment" "$log"
 is "$(thaw images --no-header | awk '{print $1, $2, $3}')" "demo 1.0 SUCCESSFUL" \
 	"images lists it"
-clean
+clean 1
 ok $? "the build's work directory is gone"
 
 # --- copies ------------------------------------------------------------------------
@@ -160,6 +164,21 @@ thaw logs a >"$log"
 grep -q "response:200" "$log"
 ok $? "logs have what the application printed" "$log"
 
+is "$(thaw call a /)" "hello from the disk" \
+	"call asks the port that the image was frozen on"
+thaw call a /none >"$THAW_WORK/body" 2>"$log"
+is $? 1 "call of a page that is not there is exit code 1"
+grep -q "answered 404" "$log"
+ok $? "and says what the application answered" "$log"
+thaw call a / --port 81 2>"$log"
+is $? 1 "call of a port on which nothing listens"
+grep -q "in it listen: 8080 (" "$log"
+ok $? "lists those on which something does" "$log"
+is "$(echo 'cat index.html; exit 4' | thaw shell -w /www a; echo $?)" \
+	$'hello from the disk\n4' "shell reads a script, and passes its exit code"
+is "$(thaw top --json | jq -r '[.[] | select(.thaw.usage.privateBytes > 0 and
+	.thaw.cpuPercent >= 0)] | length')" 2 "top has both with their figures"
+
 # --- suspend and resume ------------------------------------------------------------
 
 thaw suspend a >"$log" 2>&1
@@ -193,10 +212,12 @@ is $? 5 "a disk too small is exit code 5"
 timeout 8 "$THAW_BIN/thaw" build bad --rootfs "$root" --memory 128 \
 	--port 81 --entrypoint /bin/app >"$log" 2>&1
 is $? 124 "a build is under way"
-clean
+clean 1
 ok $? "a build whose client goes away is cancelled, and leaves nothing"
 is "$(thaw images -q)" "demo" "none of them left an image"
 thaw build quiet --rootfs "$root" --memory 128 -- /bin/sleep 100000 >"$log" 2>&1
 ok $? "without a port it is ready once it is quiet" "$log"
 thaw rmi demo quiet >"$log" 2>&1
 ok $? "rmi" "$log"
+clean 0
+ok $? "and nothing of their builds is left"
