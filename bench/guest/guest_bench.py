@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """Real guests, measured: a Flask application and Python with numpy, each thawed
 with its template in memory, with the store's files in the page cache, and off the
-disk; booted cold for comparison; suspended and resumed; its clones and its store
-weighed. scripts/bench --guest runs it as root, on this host or in kvmbox (where it
+disk; booted cold for comparison; suspended and resumed, on command and by a request
+at its endpoint; its clones and its store weighed. scripts/bench --guest runs it as root, on this host or in kvmbox (where it
 says of every figure that its times are emulated).
 
 Usage: guest_bench.py --bin DIR --boot DIR --work DIR --json FILE [options]
@@ -12,7 +12,7 @@ IMAGE is flask or numpy. --work has to be on a disk: what it holds is dropped fr
 page cache. --json gets what thaw-bench --json writes, for thaw-bench --from.
 
   --quick          fewer samples
-  --parts LIST     of thaw, cold, suspend, clones, store (default: all)
+  --parts LIST     of thaw, cold, suspend, endpoint, clones, store (default: all)
   --store-out DIR  leaves each image's store there, as DIR/IMAGE
 
 Clock points: T0 right before the request; T1 and T2 (the guest's first exit) as
@@ -29,9 +29,10 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.join(HERE, "..", "..")
-PARTS = ("thaw", "cold", "suspend", "clones", "store")
+PARTS = ("thaw", "cold", "suspend", "endpoint", "clones", "store")
 APPS = {"flask": ("counter", "192M"), "numpy": ("dot", "384M")}
 lr = None  # tests/guest/lifecycle_rig.py, once its environment is set
+er = None  # tests/engine/endpoint_rig.py
 
 
 def ms(ns):
@@ -131,7 +132,7 @@ class Bench:
 
     def __init__(self, results, image, args):
         self.r, self.image, self.args = results, image, args
-        self.site = lr.Site()
+        self.site = lr.Site("--endpoint", "0")
         self.thawd = self.site.thawd
         self.runs = 3 if args.quick else 7
         self.ready = 0  # cells, at the most so far
@@ -287,6 +288,51 @@ class Bench:
                    parked_ms=middle(parked), dirty_mib=middle(dirty))
         self.r.add(name + ".resume", "ms", resumes, t4_ms=middle(resumes))
 
+    def first_byte(self, e, name, token):
+        """Milliseconds from a request at the endpoint to its answer's first
+        byte; the connection was there before."""
+        s = e.connect(name, timeout=120)
+        t0 = now()
+        s.sendall(f"GET / HTTP/1.1\r\nHost: {name}\r\nX-aws-proxy-auth: {token}"
+                  f"\r\nX-aws-proxy-port: {lr.PORT}\r\n\r\n".encode())
+        status = s.recv(1)
+        took = ms(now() - t0)
+        while b"\r\n" not in status:
+            status += s.recv(4096) or b"\r\n"
+        s.close()
+        if b" 200 " not in status.split(b"\r\n")[0]:
+            raise RuntimeError(f"the endpoint answered {status[:300]}")
+        return took
+
+    def endpoint(self):
+        """What a request to a suspended microVM waits for its first byte, beside
+        the resume alone, in turns; and one request after each resume, as what a
+        microVM did is what its next resume gets ready for."""
+        e = er.Endpoint(self.thawd)
+        j = self.thawd.run(
+            self.image + "1", "?wait=RUNNING&timeout=120",
+            ingressNetworkConnectors=[er.CONNECTOR + "HTTP_INGRESS"],
+            idlePolicy={"maxIdleDurationSeconds": 3600,
+                        "suspendedDurationSeconds": 3600,
+                        "autoResumeEnabled": True}).json
+        vm, firsts, resumes, running = j["microvmId"], [], [], []
+        token = er.token(self.thawd, vm, minutes=60)
+        for n in range(2 * self.runs):
+            self.thawd.op(vm, "suspend", "?wait=SUSPENDED&timeout=100")
+            self.settle()
+            if n % 2:
+                firsts.append(self.first_byte(e, j["endpoint"], token))
+                continue
+            t0 = now()
+            self.thawd.op(vm, "resume", "?wait=RUNNING&timeout=100")
+            resumes.append(ms(now() - t0))
+            running.append(self.first_byte(e, j["endpoint"], token))
+        self.end(vm)
+        alone = middle(resumes)
+        self.r.add(f"guest.{self.image}.endpoint", "ms", firsts,
+                   floor_p50=alone, ratio=middle(firsts) / alone,
+                   resumed_ms=middle(running))
+
     def clones(self):
         """The fall of MemAvailable, copy by copy, each after one request."""
         count = 8 if self.args.quick or self.r.emulated else 32
@@ -372,7 +418,7 @@ def parse(argv):
 
 
 def main(argv):
-    global lr
+    global lr, er
     a = parse(argv)
     boot = os.path.join(a.work, "boot")  # dropped from the page cache too
     os.makedirs(boot, exist_ok=True)
@@ -384,7 +430,8 @@ def main(argv):
         THAW_INITRD=os.path.join(boot, "initramfs"))
     sys.path.insert(0, os.path.join(ROOT, "tests", "guest"))
     import lifecycle_rig
-    lr = lifecycle_rig
+    import endpoint_rig
+    lr, er = lifecycle_rig, endpoint_rig
     results = Results()
     try:
         for image, tar in a.images:
