@@ -82,7 +82,7 @@ Test(child, how_it_ended_is_said)
 	cr_expect_str_eq(said, "bad|");
 	cr_expect_str_eq(how_it_ended, "exit code 3");
 	cr_expect(!well);
-	run("echo kill me; sleep 60");
+	run("echo kill me; exec sleep 60");
 	cr_expect_str_eq(how_it_ended, "signal 9");
 	cr_expect(!well);
 }

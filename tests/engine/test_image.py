@@ -875,7 +875,7 @@ def part_disk():
                        ">/big\nCMD x\n"})), "CONTAINER_BUILD_FAILED", 2,
            "exit status", ["--max-bytes", str(256 << 20)])
     broken("a root file system larger than allowed",
-           uri(folder({"Dockerfile": f"FROM {BASE}\nRUN for i in 1 2; do head "
+           uri(folder({"Dockerfile": f"FROM {BASE}\nRUN for i in 1 2 3 4; do head "
                        "-c 60M /dev/urandom >/big$i; done\nCMD x\n"})),
            "DISK_STORAGE_FULL", 0, "larger than is allowed",
            ["--max-bytes", str(256 << 20)])

@@ -183,7 +183,7 @@ def start(t, name, path, egress):
 def probe(t, name, egress):
     """Builds an image of that name; what its RUN step reached."""
     path = folder(
-        t, name, "FROM localhost/python:1\nCOPY probe.py tries /\n"
+        t, name, f"FROM {image_bases.PYTHON}\nCOPY probe.py tries /\n"
         "RUN python3 /probe.py\nCMD [\"x\"]\n", **{
             "probe.py": PROBE,
             "tries": "".join(f"{a} {b} {c}\n" for a, b, c in TRIES + LOOP)})
@@ -257,8 +257,8 @@ def test_add(t):
     """buildah fetches what ADD names itself, from the same place."""
     def add(name, url, egress):
         return start(t, name, folder(
-            t, name, f"FROM localhost/python:1\nADD {url} /page\nRUN cat /page\n"
-            "CMD [\"x\"]\n"), egress)
+            t, name, f"FROM {image_bases.PYTHON}\nADD {url} /page\n"
+            "RUN cat /page\nCMD [\"x\"]\n"), egress)
 
     url = f"http://{NAME}:{PORT}/page"
     equal(add("add", url, True), "CREATED", "ADD of what is outside")
@@ -293,8 +293,8 @@ def helpers(seconds=10):
 
 def test_nothing_left(t):
     equal(helpers(), [], "no build's slirp4netns is left")
-    path = folder(t, "killed", "FROM localhost/python:1\nRUN echo it has \\\n"
-                  "begun; sleep 600\nCMD x\n")
+    path = folder(t, "killed", f"FROM {image_bases.PYTHON}\nRUN echo it has "
+                  "\\\nbegun; sleep 600\nCMD x\n")
     create(t, "killed", path, egressNetworkConnectors=[INTERNET])
     end = time.time() + 60
     while "it has begun" not in log(t, "killed").text and time.time() < end:
@@ -307,7 +307,8 @@ def test_nothing_left(t):
 
 def test_no_slirp(t):
     """A machine without it: such a build says so."""
-    path = folder(t, "no-slirp", "FROM localhost/python:1\nCMD [\"x\"]\n")
+    path = folder(t, "no-slirp",
+                  f"FROM {image_bases.PYTHON}\nCMD [\"x\"]\n")
     subprocess.run(["mount", "--bind", "/dev/null", "/usr/bin/slirp4netns"],
                    check=True)
     start(t, "no-slirp", path, True)
