@@ -37,6 +37,7 @@
 #include "capture.h"
 #include "cells_priv.h"
 #include "vmm.h"
+#include "written.h"
 
 enum {
 	PAUSE_TIMEOUT_MS = 10000,
@@ -385,6 +386,9 @@ static int publish(struct capture *cap)
 	if (!rc && cap->config)
 		rc = pgc_builder_blob(cap->builder, "config", cap->config,
 				      strlen(cap->config), &cap->err);
+	if (!rc && !cap->image)
+		rc = written_put(cap->builder, &cap->copy.list[PGC_MEM],
+				 &cap->err);
 	if (!rc) {
 		rc = pgc_builder_commit(ptr_steal(cap->builder), &cap->err);
 		cap->published = rc == 0;

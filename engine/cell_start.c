@@ -193,7 +193,8 @@ int cell_send_start(struct eng_cell *cell, struct err *e)
 		starting_soon(cell);
 	if (cell->base && cell->base->tmpl[PGC_MEM])
 		pgc_template_exact(cell->base->tmpl[PGC_MEM], cell->record);
-	lay_start(cell);
+	if (!cell->own)
+		lay_start(cell);
 	fd_close(&cell->kernel_fd);
 	fd_close(&cell->initrd_fd);
 	return 0;
@@ -337,6 +338,8 @@ static void all_laid(struct eng_cell *cell, const struct laying *all)
 		proc_expect_start(cell->proc, true);
 		if (simple_send(cell->proc->boot, CP_GO))
 			cell_end(cell, ENG_END_START, "the shell takes no GO");
+		else
+			lay_start(cell);
 		starting_soon(cell);
 	}
 }

@@ -284,10 +284,13 @@ uint64_t evict_pressed(uint64_t total, uint64_t available, uint64_t have);
 
 // --- lay.c ------------------------------------------------------------------
 
-void lay_loaded(struct eng_snap *sn); // takes its working set
-// Takes over `pgnos`, the working set in order (NULL and 0: none).
+// What clones of an image, or the resumes of a microVM's own snapshot, are to be
+// given: *n pages in order, the written ones with PGC_WRITTEN. For the caller to
+// free; NULL: none. A worker's.
+uint32_t *lay_list(const struct pgc_snap *sn, size_t *n);
+// Takes over `pgnos`, such a list (NULL and 0: none).
 void lay_replace(struct eng_snap *sn, uint32_t *pgnos, size_t n);
-void lay_start(struct eng_cell *cell); // START is on its way
+void lay_start(struct eng_cell *cell); // START or GO is on its way
 void lay_stop(struct eng_cell *cell);
 
 // --- capture.c --------------------------------------------------------------

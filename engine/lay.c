@@ -15,6 +15,11 @@
 // In the order in which the pages were needed before, as soon as the template has
 // each: the worker waits for prefetch.
 //
+// A resumed microVM is given what it wrote before its suspend and left as it was
+// (written.h), while its guest goes on already; its own pages were laid before
+// (cell_start.c). What of it the template lacks is left out: nobody may be
+// bringing it.
+//
 // The list is a hint, the contents are not: a page is read from the template only
 // while that is pinned and the page is filled.
 #include <errno.h>
@@ -25,6 +30,7 @@
 #include <unistd.h>
 
 #include "cells_priv.h"
+#include "written.h"
 
 enum {
 	CL = PGC_CLUSTER_PAGES,
@@ -62,15 +68,20 @@ void lay_replace(struct eng_snap *sn, uint32_t *pgnos, size_t n)
 		l->nwritten += pgnos[i] & PGC_WRITTEN ? 1 : 0;
 }
 
-void lay_loaded(struct eng_snap *sn)
+uint32_t *lay_list(const struct pgc_snap *sn, size_t *n)
 {
 	const uint32_t *all;
-	size_t n = pgc_snap_workset(sn->sn, PGC_MEM, &all);
-	uint32_t *pgnos = malloc(n * sizeof(*pgnos) + 1);
+	uint32_t *pgnos;
 
-	if (pgnos && n)
-		memcpy(pgnos, all, n * sizeof(*pgnos));
-	lay_replace(sn, pgnos, pgnos ? n : 0);
+	if (pgc_snap_parent(sn, &(struct pgc_id){0}))
+		return written_as_parent(sn, n);
+	*n = pgc_snap_workset(sn, PGC_MEM, &all);
+	pgnos = *n ? malloc(*n * sizeof(*pgnos)) : NULL;
+	if (pgnos)
+		memcpy(pgnos, all, *n * sizeof(*pgnos));
+	else
+		*n = 0;
+	return pgnos;
 }
 
 // --- on a worker ------------------------------------------------------------
@@ -80,6 +91,7 @@ struct lay_set {
 	struct lay_list *list;
 	struct pgc_template *t;
 	atomic_bool stop; // the cell ends
+	bool prefetched;  // what the template lacks is on its way
 	bool mapped;	  // a page went in
 	unsigned waited_us;
 	uint8_t buf[CL * PGC_PAGE];
@@ -178,6 +190,8 @@ static void lay_work(struct cell_job *j)
 		if (!(l->pgnos[i] & PGC_WRITTEN))
 			continue;
 		n = run_at(s, i, &have);
+		if (have == PGC_MISSING && !s->prefetched)
+			continue;
 		if (have == PGC_MISSING || have == PGC_FILLING) {
 			n = 0;
 			if (!wait_a_little(s))
@@ -204,11 +218,11 @@ static void lay_done(struct cell_job *j)
 void lay_start(struct eng_cell *cell)
 {
 	struct eng_cells *c = cell->c;
-	struct eng_snap *sn = cell->base;
+	struct eng_snap *sn = cell->own ? cell->own : cell->base;
 	struct lay_set *s;
 
-	if (!sn || !sn->lay || !sn->lay->nwritten || cell->own ||
-	    cell->record || cell->is_boot)
+	if (!sn || !sn->lay || !sn->lay->nwritten || cell->record ||
+	    cell->is_boot)
 		return;
 	if (!c->layers && eng_jobs_create(&c->layers, c->loop, THREADS, NULL))
 		return;
@@ -219,7 +233,8 @@ void lay_start(struct eng_cell *cell)
 	s->job.pool = c->layers;
 	s->list = sn->lay;
 	s->list->refs++;
-	s->t = sn->tmpl[PGC_MEM];
+	s->t = cell->base->tmpl[PGC_MEM];
+	s->prefetched = !cell->own;
 	pgc_template_pin(s->t);
 	cell->lay = s;
 	cell_job_run(cell, &s->job, lay_work, lay_done);

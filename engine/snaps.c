@@ -134,6 +134,8 @@ static int load_state(struct eng_snap *sn, struct err *e)
 
 struct load_job {
 	struct eng_snap *sn;
+	uint32_t *lay; // its list, for lay.c
+	size_t nlay;
 	int rc;
 	struct err err;
 };
@@ -148,6 +150,8 @@ static void load_work(void *ctx)
 		return;
 	sn->disk_bytes = pgc_snap_pages(sn->sn, PGC_DISK) * PGC_PAGE;
 	j->rc = load_state(sn, &j->err);
+	if (!j->rc)
+		j->lay = lay_list(sn->sn, &j->nlay);
 }
 
 static void load_done(void *ctx)
@@ -159,8 +163,7 @@ static void load_done(void *ctx)
 	sn->c->jobs_running--;
 	sn->state = j->rc ? SNAP_FAILED : SNAP_READY;
 	sn->err = j->err;
-	if (!j->rc)
-		lay_loaded(sn);
+	lay_replace(sn, j->lay, j->nlay);
 	free(j);
 	while ((l = sn->loads)) {
 		sn->loads = l->next;

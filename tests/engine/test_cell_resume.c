@@ -87,6 +87,38 @@ Test(cell_resume, twice_by_reading)
 	twice(PAGESCAN_READ, 2);
 }
 
+static bool has_mib_of_its_own(void *arg)
+{
+	struct eng_cell_usage u;
+
+	eng_cell_usage(arg, &u);
+	return u.private_bytes >= 1 << 20;
+}
+
+// What it wrote and left as it was is its own again before it asks: what such a
+// write costs a guest is then paid beside it.
+Test(cell_resume, written_as_it_was)
+{
+	struct pgc_id img, own;
+
+	rig_open(&rig, NULL);
+	rig_image(&rig, &img, 64, 1, "fill 7 16M 4M; fill 8 30M 1M");
+	rig_thaw(&rig, &vm, &img, NULL);
+	cr_assert_str_eq(rig_cmd(&vm, "fill 7 17M 1M"), "FILLED 256");
+	suspend(&own);
+	rig_thaw(&rig, &vm, &img, &own);
+	cr_assert(rig_until(&rig, has_mib_of_its_own, vm.cell, 60000));
+	cr_assert_str_eq(rig_cmd(&vm, "check 7 16M 4M"), "GOOD 1024");
+	cr_assert_str_eq(rig_cmd(&vm, "fill 9 17M 1M"), "FILLED 256");
+	cr_assert_str_eq(rig_cmd(&vm, "check 9 17M 1M"), "GOOD 256");
+	cr_assert_str_eq(rig_cmd(&vm, "check 8 30M 1M"), "GOOD 256");
+	rig_thaw(&rig, &other, &img, NULL);
+	cr_assert_str_eq(rig_cmd(&other, "check 7 16M 4M"), "GOOD 1024");
+	rig_kill(&vm);
+	rig_kill(&other);
+	rig_close(&rig);
+}
+
 // An image of a resumed microVM stands alone: everything is in it.
 Test(cell_resume, fork_of_everything)
 {
