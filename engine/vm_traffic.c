@@ -191,18 +191,35 @@ static void step(void *ctx)
 	}
 }
 
+// What it is that has not come.
+static const char *awaited(const struct vm_opening *o)
+{
+	const struct eng_vm *v = o->v;
+
+	if (o->call)
+		return ", but its agent did not answer in time";
+	if (v->op != OP_START && v->op != OP_RESUME)
+		return "";
+	return v->talk.done   ? ": it started, but its agent does not answer"
+	       : v->hook.done ? ": its hook has not ended"
+			      : ": its virtual machine has not started";
+}
+
 static void too_late(void *ctx)
 {
 	struct vm_opening *o = ctx;
-	char why[160];
+	const char *last;
+	char why[300];
 
 	if (!o->v) {
 		finish(o, -ENOENT, o->why);
 		return;
 	}
-	snprintf(why, sizeof(why), "MicroVM %s was still %s%s", o->v->r->id,
-		 eng_state_name(o->v->r->state),
-		 o->call ? ", but its agent did not answer in time" : "");
+	last = o->v->talk.done ? o->v->talk.why : "";
+	snprintf(why, sizeof(why), "MicroVM %s was still %s%s%s%.120s",
+		 o->v->r->id, eng_state_name(o->v->r->state), awaited(o),
+		 last[0] ? "; the last try: " : "", last);
+	log_warn("%s", why);
 	finish(o, -ETIMEDOUT, why);
 }
 

@@ -8,7 +8,7 @@
 //   print TEXT   console output        poweroff, reset, crash, memory: it ends
 //   stuck        the next capture fails, the guest runs on
 //   slow MS      the next capture takes so long
-//   nostart      (payload) the thaw fails
+//   nostart, never  (payload) the thaw fails, or never ends
 // One with an agent has an echo behind each of its ports; with FAKE_BRIDGE in the
 // environment, port N of this host (fake_bridge.c). A command with a terminal is
 // a fake shell, see there.
@@ -297,6 +297,9 @@ int eng_cell_thaw(struct eng_cells *c, const struct eng_thaw_req *req,
 	if (req->mailbox && req->mailbox_len >= 7 &&
 	    !memcmp(req->mailbox, "nostart", 7))
 		(*out)->nostart = true;
+	if (req->mailbox && req->mailbox_len == 5 &&
+	    !memcmp(req->mailbox, "never", 5))
+		eng_timer_stop((*out)->timer);
 	if (req->mailbox_len)
 		(*out)->payload = strndup(req->mailbox, req->mailbox_len);
 	return 0;

@@ -125,7 +125,8 @@ static void teardown(void)
 
 TestSuite(traffic, .init = setup, .fini = teardown, .timeout = 60);
 
-static struct reg_vm *run_one(bool agent, const char *idle)
+static struct reg_vm *run_with(bool agent, const char *idle,
+			       const char *payload)
 {
 	json_t *extra =
 	    idle ? json_pack("{s:o}", "idlePolicy", json_loads(idle, 0, NULL))
@@ -134,6 +135,8 @@ static struct reg_vm *run_one(bool agent, const char *idle)
 			    .version = version,
 			    .name = "",
 			    .extra = extra,
+			    .payload = payload,
+			    .payload_len = payload ? strlen(payload) : 0,
 			    .max_duration_s = 600,
 			    .t0 = util_now_ns()};
 	struct err e = ERR_INIT;
@@ -143,6 +146,11 @@ static struct reg_vm *run_one(bool agent, const char *idle)
 	cr_assert_eq(eng_vm_run(vms, &rq, &vm, &e), 0, "%s", e.msg);
 	json_decref(extra);
 	return vm;
+}
+
+static struct reg_vm *run_one(bool agent, const char *idle)
+{
+	return run_with(agent, idle, NULL);
 }
 
 static void until(struct reg_vm *vm, enum vm_state state)
@@ -268,4 +276,18 @@ Test(traffic, cancelled_is_not_called_back)
 	eng_vm_open_cancel(NULL);
 	turn(100);
 	cr_expect_eq(calls, 0);
+}
+
+// What did not come is said, and to the log.
+Test(traffic, too_late_says_what_is_awaited)
+{
+	struct reg_vm *vm = run_with(false, NULL, "never");
+
+	ask(vm, 0, 50);
+	answered();
+	cr_expect_eq(got, -ETIMEDOUT);
+	cr_expect(strstr(got_why, "its virtual machine has not started"), "%s",
+		  got_why);
+	eng_vm_terminate(vms, vm, "requested", "");
+	until(vm, VM_TERMINATED);
 }
