@@ -13,6 +13,7 @@
 #define RETRY_MS 20
 #define TRY_MS 20000 // one try; emulated machines are slow
 #define LOG_RETRY_MS 500
+#define LOG_YIELD_MS 300
 
 static void attempt(void *ctx);
 
@@ -274,8 +275,9 @@ void vm_log_attach(struct eng_vm *v)
 	if (!v->log_retry)
 		v->log_retry =
 		    eng_timer_create(v->m->env.loop, log_again, v, "agent log");
-	// Not on the way to RUNNING: the answer goes first.
-	eng_timer_set(v->log_retry, 1);
+	// Not on the way to RUNNING: the answer goes first, and so does what
+	// somebody waits for from outside.
+	eng_timer_set(v->log_retry, v->openings ? LOG_YIELD_MS : 1);
 }
 
 void vm_log_detach(struct eng_vm *v)
