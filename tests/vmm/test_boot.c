@@ -29,7 +29,7 @@ static void setup(void)
 	map_guest(64 * MIB);
 }
 
-TestSuite(boot, .init = setup, .timeout = 60);
+TestSuite(boot, .init = setup, .timeout = 300);
 
 struct image {
 	uint8_t b[16384];

@@ -314,7 +314,7 @@ Test(console, wakes_for_lines)
 		console_timed(&c);
 	console_put(&c, (const uint8_t *)"prompt", 6);
 	cr_assert_neq(eventfd_read(wake, &n), 0);
-	cr_assert_eq(poll(&p, 1, 10000), 1);
+	cr_assert_eq(poll(&p, 1, 60000), 1);
 	console_timed(&c);
 	cr_assert_not(console_flush(&c));
 	cr_assert_eq(read(pipefd[0], buf, sizeof(buf)), 6);

@@ -347,7 +347,8 @@ static void *scribble(void *arg)
 	return NULL;
 }
 
-// The same steps against that thread, for about half a second.
+// The same steps against that thread, for about half a second, or until some of
+// them meet it.
 static void race(unsigned index, struct fuzz *f)
 {
 	uint64_t end = util_now_ns() + 500000000;
@@ -355,7 +356,7 @@ static void race(unsigned index, struct fuzz *f)
 
 	f->racing = true;
 	pthread_create(&t, NULL, scribble, f);
-	while (util_now_ns() < end) {
+	while (util_now_ns() < end || f->done < 100 || f->broke < 3) {
 		// The device is not replaced under the other thread's feet.
 		uint64_t at = f->seed;
 

@@ -89,10 +89,15 @@ void guest_end(struct guest *g)
 	close(g->pipe_wr);
 }
 
+static uint64_t patience(void)
+{
+	return util_now_ns() + G_PATIENCE_MS * 1000000ull;
+}
+
 bool guest_wait(struct guest *g, enum vmm_event_kind kind,
 		struct vmm_event *out)
 {
-	uint64_t end = util_now_ns() + 2000000000ull;
+	uint64_t end = patience();
 	struct vmm_event ev;
 
 	while (util_now_ns() < end) {
@@ -105,6 +110,10 @@ bool guest_wait(struct guest *g, enum vmm_event_kind kind,
 				return true;
 			if (ev.kind == VMM_EV_FATAL)
 				cr_log_error("fatal: %s", ev.text);
+			if (ev.kind == VMM_EV_FATAL ||
+			    ev.kind == VMM_EV_RESET ||
+			    ev.kind == VMM_EV_POWEROFF)
+				return false;
 		}
 		poll(&p, 1, 20);
 		vmm_dispatch(g->vm);
@@ -115,6 +124,36 @@ bool guest_wait(struct guest *g, enum vmm_event_kind kind,
 volatile uint64_t *guest_counter(struct guest *g, unsigned vcpu)
 {
 	return gm_ptr(&g->vm->mem, G_COUNTERS + 64 * vcpu, 8);
+}
+
+bool guest_counts(struct guest *g, unsigned vcpu, uint64_t was)
+{
+	uint64_t end = patience();
+
+	while (*guest_counter(g, vcpu) <= was) {
+		if (util_now_ns() > end)
+			return false;
+		usleep(100);
+	}
+	return true;
+}
+
+size_t guest_says(struct guest *g, void *buf, size_t n)
+{
+	uint64_t end = patience();
+	size_t got = 0;
+
+	while (got < n && util_now_ns() < end) {
+		ssize_t r = read(g->pipe_rd, (uint8_t *)buf + got, n - got);
+
+		if (r > 0) {
+			got += (size_t)r;
+			continue;
+		}
+		usleep(100);
+		vmm_dispatch(g->vm);
+	}
+	return got;
 }
 
 void guest_stop_counting(struct guest *g)
