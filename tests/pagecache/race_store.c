@@ -114,13 +114,13 @@ static void *collector(void *arg)
 	unsigned *n = arg;
 	struct err e = ERR_INIT;
 
-	while (!atomic_load(&stop)) {
+	do {
 		struct pgc_store_stats st;
 
 		check(!pgc_gc(store, NULL, &e));
 		pgc_store_get_stats(store, &st);
 		++*n;
-	}
+	} while (!atomic_load(&stop));
 	return NULL;
 }
 

@@ -92,7 +92,7 @@ Test(corrupt, sound_to_begin_with)
 	teardown(&f);
 }
 
-Test(corrupt, bit_flips_in_a_pack, .timeout = 120)
+Test(corrupt, bit_flips_in_a_pack, .timeout = 300)
 {
 	char path[PATH_MAX];
 	uint8_t *good;
@@ -216,7 +216,7 @@ static void snap_file(struct fix *f, const struct pgc_id *id, char *path)
 	text(path, PATH_MAX, "%s/%s", f->dir, rel);
 }
 
-Test(corrupt, bit_flips_and_cuts_in_a_snapshot, .timeout = 120)
+Test(corrupt, bit_flips_and_cuts_in_a_snapshot, .timeout = 300)
 {
 	char path[PATH_MAX];
 	uint8_t *good;
@@ -248,7 +248,7 @@ Test(corrupt, bit_flips_and_cuts_in_a_snapshot, .timeout = 120)
 
 // Mutations whose checksums are right: the parser's own checks must hold, and
 // whatever it accepts must be safe to use.
-Test(corrupt, hostile_snapshots_with_right_checksums, .timeout = 120)
+Test(corrupt, hostile_snapshots_with_right_checksums, .timeout = 300)
 {
 	uint8_t *good, *bad, *got = malloc(N * PGC_PAGE);
 	unsigned accepted = 0, refused = 0;

@@ -272,7 +272,8 @@ struct race {
 };
 
 // Publishes pages that others publish too, opens, verifies, removes: so that
-// packs are shared, die, and are found again all the time.
+// packs are shared, die, and are found again all the time. Never so far ahead of
+// the collector that it has nothing to race with.
 static void *committer(void *arg)
 {
 	struct race *r = arg;
@@ -284,6 +285,8 @@ static void *committer(void *arg)
 		uint8_t *p = mixed(40, i / 3);
 		struct pgc_snap *sn;
 
+		while (atomic_load(&r->collections) < i / 5)
+			usleep(100);
 		p[1] = (uint8_t)me;
 		publish(r->s, &id, i % 3 == 1 ? &prev : NULL, p, 40, true);
 		if (i)
@@ -309,7 +312,7 @@ static void *collector(void *arg)
 	return NULL;
 }
 
-Test(gc, races_with_builders_and_removals, .timeout = 240)
+Test(gc, races_with_builders_and_removals, .timeout = 300)
 {
 	char *dir = tmp_store();
 	struct race r = {.s = open_store(dir)};
