@@ -95,7 +95,7 @@ static void restores(const char *name)
 	p->finish(state);
 }
 
-TestSuite(peers, .init = setup, .fini = teardown, .timeout = 200);
+TestSuite(peers, .init = setup, .fini = teardown, .timeout = 300);
 
 Test(peers, zeroboot)
 {
