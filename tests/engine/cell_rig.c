@@ -12,8 +12,6 @@
 #include "cell_rig.h"
 #include "keeper.h"
 
-enum { PATIENCE_MS = 60000 };
-
 bool rig_usable(void)
 {
 	return geteuid() == 0 && access("/dev/kvm", R_OK | W_OK) == 0 &&
@@ -30,6 +28,7 @@ static void ticked(void *ctx)
 {
 	struct rig *r = ctx;
 
+	r->ticks++;
 	eng_timer_set(r->tick, 20);
 }
 
@@ -71,6 +70,7 @@ void rig_open(struct rig *r, const struct rig_opts *o)
 	if (!o)
 		o = &none;
 	memset(r, 0, sizeof(*r));
+	signal(SIGPIPE, SIG_IGN); // as thawd does
 	log_init("rig", LOG_LVL_INFO);
 	find_bin(r);
 	strcpy(r->dir, "/tmp/thaw-rig-XXXXXX");
@@ -247,11 +247,13 @@ static bool has_filled(void *arg)
 {
 	const struct rig_vm *vm = arg;
 
-	return vm->gone || count(vm->text, "FILLED ") >= vm->fills;
+	return vm->gone || (count(vm->text, "FILLED ") >= vm->fills &&
+			    (!vm->len || vm->text[vm->len - 1] == '\n'));
 }
 
 // READY and what the guest printed before it come on ways of their own, in either
-// order: a later command's answer must not be taken for one of the boot's.
+// order, and a line in pieces: a later command's answer must not be taken for one of
+// the boot's, nor the end of that for an answer.
 void rig_boot(struct rig *r, struct rig_vm *vm, uint32_t mem_mib,
 	      unsigned vcpus, const char *commands)
 {
@@ -266,10 +268,10 @@ void rig_boot(struct rig *r, struct rig_vm *vm, uint32_t mem_mib,
 
 	snprintf(elf, sizeof(elf), "%s/ring3.elf", r->bin);
 	rig_boot_req(r, vm, &req);
-	cr_assert(rig_until(r, rig_is_ready, vm, PATIENCE_MS), "not ready: %s",
+	cr_assert(rig_until(r, rig_is_ready, vm, RIG_MS), "not ready: %s",
 		  vm->text);
 	vm->fills = count(commands, "fill ");
-	cr_assert(rig_until(r, has_filled, vm, PATIENCE_MS), "not filled: %s",
+	cr_assert(rig_until(r, has_filled, vm, RIG_MS), "not filled: %s",
 		  vm->text);
 	cr_assert(!vm->gone, "boot ended: %s", vm->detail);
 }
@@ -300,7 +302,7 @@ void rig_thaw_req(struct rig *r, struct rig_vm *vm,
 		  const struct eng_thaw_req *req)
 {
 	rig_launch(r, vm, req);
-	cr_assert(rig_until(r, rig_is_started, vm, PATIENCE_MS), "no start");
+	cr_assert(rig_until(r, rig_is_started, vm, RIG_MS), "no start");
 }
 
 void rig_thaw(struct rig *r, struct rig_vm *vm, const struct pgc_id *base,
@@ -343,10 +345,10 @@ int rig_capture(struct rig_vm *vm, struct pgc_id *id, bool image, bool keep)
 		if (vm->cell)
 			kill(eng_cell_pid(vm->cell), SIGKILL);
 	}
-	cr_assert(rig_until(vm->r, is_captured, vm, PATIENCE_MS),
+	cr_assert(rig_until(vm->r, is_captured, vm, RIG_MS),
 		  "no end of the capture");
 	if (vm->rc == 0 && !keep)
-		cr_assert(rig_until(vm->r, rig_is_gone, vm, PATIENCE_MS));
+		cr_assert(rig_until(vm->r, rig_is_gone, vm, RIG_MS));
 	return vm->rc;
 }
 
@@ -386,8 +388,8 @@ const char *rig_cmd(struct rig_vm *vm, const char *fmt, ...)
 		return "(gone)";
 	cr_assert_eq(eng_cell_mailbox(vm->cell, cmd, (size_t)n + 1, &e), 0,
 		     "%s", e.msg);
-	cr_assert(rig_until(vm->r, has_line, vm, PATIENCE_MS),
-		  "no answer to: %s", cmd);
+	cr_assert(rig_until(vm->r, has_line, vm, RIG_MS), "no answer to: %s",
+		  cmd);
 	start = vm->text + vm->seen;
 	nl = strchr(start, '\n');
 	if (!nl)
@@ -400,5 +402,5 @@ void rig_kill(struct rig_vm *vm)
 {
 	if (vm->cell)
 		eng_cell_kill(vm->cell);
-	cr_assert(rig_until(vm->r, rig_is_gone, vm, PATIENCE_MS));
+	cr_assert(rig_until(vm->r, rig_is_gone, vm, RIG_MS));
 }

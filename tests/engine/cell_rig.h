@@ -22,9 +22,13 @@ struct rig {
 	struct pgc_store *store;
 	struct eng_cells *cells;
 	struct eng_timer *tick;
+	unsigned ticks; // turns of the loop that are its
 	int kvm, uffd, keeper_sock;
 	pid_t keeper;
 };
+
+// How long the rig, and who uses rig_until(), wait for what comes at once.
+enum { RIG_MS = 120000 };
 
 bool rig_usable(void);
 void rig_need(void); // skips the test where rigs are not usable

@@ -14,7 +14,7 @@
 
 #include "capcopy.h"
 
-TestSuite(capcopy, .timeout = 120);
+TestSuite(capcopy, .timeout = 300);
 
 enum { PAGES = 8192, AFTER = 64, BLOCKS = 4096, MIB = 1 << 20 };
 

@@ -12,7 +12,7 @@
 
 enum { BLOCKS = 4096 };
 
-TestSuite(cell_disk, .timeout = 120);
+TestSuite(cell_disk, .timeout = 300);
 
 static struct rig rig;
 static struct rig_vm vm;
@@ -87,7 +87,7 @@ static void make_all(void)
 	req.kernel_path = elf;
 	req.disk = disk;
 	rig_boot_req(&rig, &vm, &req);
-	cr_assert(rig_until(&rig, rig_is_ready, &vm, 20000));
+	cr_assert(rig_until(&rig, rig_is_ready, &vm, RIG_MS));
 	cr_assert(!vm.gone, "%s", vm.detail);
 	cr_assert_eq(rig_capture(&vm, &img, true, false), 0, "%s",
 		     vm.capture_why);
@@ -103,7 +103,7 @@ static void run_hook(const char *mail, bool with_own, const char *expect)
 				   .mailbox_len = strlen(mail)};
 
 	rig_thaw_req(&rig, &vm, &req);
-	cr_assert(rig_until(&rig, rig_is_gone, &vm, 60000));
+	cr_assert(rig_until(&rig, rig_is_gone, &vm, RIG_MS));
 	cr_assert_str_eq(vm.detail, expect);
 }
 

@@ -9,8 +9,9 @@
 #include <sys/stat.h>
 
 #include "cell_rig.h"
+#include "cells_priv.h"
 
-TestSuite(cell_faults, .timeout = 240);
+TestSuite(cell_faults, .timeout = 300);
 
 static struct rig rig;
 static struct rig_vm a, b;
@@ -42,6 +43,13 @@ Test(cell_faults, second_clone_raises_none)
 	rig_kill(&b);
 	cr_assert_eq(eng_template_bytes(rig.cells, &img), 0u);
 	rig_close(&rig);
+}
+
+static bool is_prefetched(void *img)
+{
+	const struct eng_snap *sn = eng_snap_find(rig.cells, img);
+
+	return !pgc_template_prefetching(sn->tmpl[PGC_MEM]);
 }
 
 Test(cell_faults, recorded_order_is_prefetched)
@@ -83,7 +91,8 @@ Test(cell_faults, recorded_order_is_prefetched)
 	rig_kill(&a);
 	eng_template_drop(rig.cells, &img);
 	rig_thaw(&rig, &b, &img, NULL);
-	rig_turn(&rig, 300); // the prefetch
+	cr_assert(rig_until(&rig, is_prefetched, &img, RIG_MS));
+	cr_assert_str_eq(rig_cmd(&b, "echo up"), "up"); // what it needs itself
 	eng_cell_usage(b.cell, &u);
 	n = u.faults;
 	cr_assert_str_eq(rig_cmd(&b, "check 7 18M 1M"), "GOOD 256");
@@ -141,7 +150,7 @@ Test(cell_faults, corrupt_page_ends_the_cell)
 	line = rig_cmd(&a, "check 7 16M 16M");
 	cr_assert_str_eq(line, "(gone)", "the guest read: %s", line);
 	cr_assert(!strstr(a.text, "BAD"), "%s", a.text);
-	cr_assert(rig_until(&rig, rig_is_gone, &a, 5000));
+	cr_assert(rig_until(&rig, rig_is_gone, &a, RIG_MS));
 	cr_assert_eq(a.why, ENG_END_MEMORY);
 	cr_assert(strstr(a.detail, "page"), "%s", a.detail);
 	rig_close(&rig);
@@ -159,7 +168,7 @@ Test(cell_faults, crash_of_one_is_its_own)
 	rig_thaw(&rig, &b, &img, NULL);
 	cr_assert_neq(eng_cell_pid(a.cell), eng_cell_pid(b.cell));
 	kill(eng_cell_pid(a.cell), SIGKILL);
-	cr_assert(rig_until(&rig, rig_is_gone, &a, 5000));
+	cr_assert(rig_until(&rig, rig_is_gone, &a, RIG_MS));
 	cr_assert_eq(a.why, ENG_END_CRASHED);
 	cr_assert(strstr(a.detail, "SIGKILL"), "%s", a.detail);
 	cr_assert_str_eq(rig_cmd(&b, "check 7 16M 4M"), "GOOD 1024");
@@ -178,11 +187,11 @@ Test(cell_faults, the_guest_ends_itself)
 	rig_image(&rig, &img, 64, 1, "");
 	rig_thaw(&rig, &a, &img, NULL);
 	cr_assert_eq(eng_cell_mailbox(a.cell, "off\n", 4, NULL), 0);
-	cr_assert(rig_until(&rig, rig_is_gone, &a, 5000));
+	cr_assert(rig_until(&rig, rig_is_gone, &a, RIG_MS));
 	cr_assert_eq(a.why, ENG_END_POWEROFF);
 	rig_thaw(&rig, &a, &img, NULL);
 	cr_assert_eq(eng_cell_mailbox(a.cell, "crash\n", 6, NULL), 0);
-	cr_assert(rig_until(&rig, rig_is_gone, &a, 5000));
+	cr_assert(rig_until(&rig, rig_is_gone, &a, RIG_MS));
 	cr_assert_eq(a.why, ENG_END_RESET);
 	rig_close(&rig);
 }

@@ -7,7 +7,7 @@
 #include "cell_rig.h"
 #include "cells_priv.h"
 
-TestSuite(cell_prepared, .timeout = 120);
+TestSuite(cell_prepared, .timeout = 300);
 
 static struct rig rig;
 static struct rig_vm vm[4];
@@ -43,7 +43,7 @@ static pid_t prepare(const struct pgc_id *img, struct rig_vm *v)
 {
 	rig_thaw(&rig, v, img, NULL);
 	cr_assert(!v->gone, "%s", v->detail);
-	cr_assert(rig_until(&rig, is_prepared, (void *)(uintptr_t)img, 10000));
+	cr_assert(rig_until(&rig, is_prepared, (void *)(uintptr_t)img, RIG_MS));
 	return prepared_for(img)->pid;
 }
 
@@ -76,7 +76,7 @@ Test(cell_prepared, serves_its_own_image_only)
 	rig_launch(&rig, &vm[2], &(struct eng_thaw_req){.base = b});
 	cr_assert_eq(eng_cell_pid(vm[2].cell), for_b);
 	for (int i = 0; i < 3; i++) {
-		cr_assert(rig_until(&rig, rig_is_started, &vm[i], 10000));
+		cr_assert(rig_until(&rig, rig_is_started, &vm[i], RIG_MS));
 		cr_assert_str_eq(
 		    rig_cmd(&vm[i], "check %d 16M 1M", i < 2 ? 7 : 8),
 		    "GOOD 256");
@@ -90,6 +90,11 @@ Test(cell_prepared, serves_its_own_image_only)
 	for (int i = 0; i < 3; i++)
 		rig_kill(&vm[i]);
 	rig_close(&rig);
+}
+
+static bool has_answered(void *v)
+{
+	return strchr(((struct rig_vm *)v)->text, '\n') != NULL;
 }
 
 Test(cell_prepared, payload_and_times)
@@ -108,9 +113,8 @@ Test(cell_prepared, payload_and_times)
 	req.t0 = util_now_ns();
 	rig_launch(&rig, &vm[1], &req);
 	cr_assert_eq(eng_cell_pid(vm[1].cell), pid);
-	cr_assert(rig_until(&rig, rig_is_started, &vm[1], 10000));
-	for (int i = 0; i < 500 && !strchr(vm[1].text, '\n'); i++)
-		rig_turn(&rig, 10);
+	cr_assert(rig_until(&rig, rig_is_started, &vm[1], RIG_MS));
+	cr_assert(rig_until(&rig, has_answered, &vm[1], RIG_MS));
 	cr_assert(strstr(vm[1].text, "GOOD 256"), "%s", vm[1].text);
 	eng_cell_get_times(vm[1].cell, &vm[1].times);
 	cr_assert_geq(vm[1].times.handed, req.t0);
@@ -177,6 +181,11 @@ Test(cell_prepared, a_recording_slows_nobody_after_it)
 	rig_close(&rig);
 }
 
+static bool is_dropped(void *img)
+{
+	return eng_snap_find(rig.cells, img) == NULL;
+}
+
 Test(cell_prepared, ends_with_its_image)
 {
 	struct rig_opts o = {.shells = 1};
@@ -190,10 +199,8 @@ Test(cell_prepared, ends_with_its_image)
 	eng_template_drop(rig.cells, &img);
 	cr_assert_eq(eng_cells_prepared_ready(rig.cells), 0u);
 	// Its mapping is the last; then the template goes, and not before.
-	cr_assert(rig_until(&rig, process_gone, &pid, 10000));
-	for (int i = 0; i < 500 && eng_snap_find(rig.cells, &img); i++)
-		rig_turn(&rig, 10);
-	cr_assert_null(eng_snap_find(rig.cells, &img));
+	cr_assert(rig_until(&rig, process_gone, &pid, RIG_MS));
+	cr_assert(rig_until(&rig, is_dropped, &img, RIG_MS));
 	rig_turn(&rig, 50);
 	cr_assert_eq(eng_cells_prepared_ready(rig.cells), 0u);
 	// It is still in the store: from there it comes back, cold.
@@ -241,8 +248,8 @@ Test(cell_prepared, killed_and_replaced)
 	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
 	pid = prepare(&img, &vm[0]);
 	kill(pid, SIGKILL);
-	cr_assert(rig_until(&rig, none_prepared, NULL, 10000));
-	cr_assert(rig_until(&rig, is_prepared, &img, 10000));
+	cr_assert(rig_until(&rig, none_prepared, NULL, RIG_MS));
+	cr_assert(rig_until(&rig, is_prepared, &img, RIG_MS));
 	cr_assert_neq(prepared_for(&img)->pid, pid);
 	pid = prepared_for(&img)->pid;
 	rig_thaw(&rig, &vm[1], &img, NULL);

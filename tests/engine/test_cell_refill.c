@@ -7,7 +7,7 @@
 #include "cell_rig.h"
 #include "cells_priv.h"
 
-TestSuite(cell_refill, .timeout = 120);
+TestSuite(cell_refill, .timeout = 300);
 
 enum { MS = 1000000, COLD_MS = 200 };
 
@@ -51,7 +51,7 @@ static unsigned spawning(void)
 // A thaw that took one of the two: now one is lacking. The time stands still since.
 static void thaw_one(struct rig_vm *v)
 {
-	cr_assert(rig_until(&rig, all_ready, NULL, 20000));
+	cr_assert(rig_until(&rig, all_ready, NULL, RIG_MS));
 	cr_assert_eq(spawning(), 0u);
 	now = __real_util_now_ns();
 	rig_launch(&rig, v, &(struct eng_thaw_req){.base = img, .t0 = now});

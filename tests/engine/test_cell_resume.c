@@ -7,7 +7,7 @@
 #include "capture.h"
 #include "cell_rig.h"
 
-TestSuite(cell_resume, .timeout = 240);
+TestSuite(cell_resume, .timeout = 300);
 
 static struct rig rig;
 static struct rig_vm vm, other;

@@ -11,7 +11,7 @@
 #include "cell_rig.h"
 #include "cells_priv.h"
 
-TestSuite(cell_shells, .timeout = 120);
+TestSuite(cell_shells, .timeout = 300);
 
 static struct rig rig;
 static struct rig_vm vm[7];
@@ -33,13 +33,13 @@ Test(cell_shells, refilled_after_use_and_death)
 	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
 	cr_assert_eq(eng_cells_ready(rig.cells), 0u);
 	eng_cells_want(rig.cells, 64, 1);
-	cr_assert(rig_until(&rig, two_ready, NULL, 10000));
+	cr_assert(rig_until(&rig, two_ready, NULL, RIG_MS));
 	rig_thaw(&rig, &vm[0], &img, NULL); // opens the snapshot
 	req.base = img;
 	req.t0 = util_now_ns();
 	rig_launch(&rig, &vm[1], &req);
 	returned = util_now_ns();
-	cr_assert(rig_until(&rig, rig_is_started, &vm[1], 10000));
+	cr_assert(rig_until(&rig, rig_is_started, &vm[1], RIG_MS));
 	// Handed over within the call, to a shell that was there before it.
 	cr_assert_geq(vm[1].times.handed, req.t0);
 	cr_assert_leq(vm[1].times.handed, returned);
@@ -48,7 +48,7 @@ Test(cell_shells, refilled_after_use_and_death)
 	cr_assert_str_eq(rig_cmd(&vm[1], "check 7 16M 1M"), "GOOD 256");
 	eng_cell_get_times(vm[1].cell, &vm[1].times);
 	cr_assert_gt(vm[1].times.first_exit, vm[1].times.loaded);
-	cr_assert(rig_until(&rig, two_ready, NULL, 10000));
+	cr_assert(rig_until(&rig, two_ready, NULL, RIG_MS));
 	cr_log_info("from a shell, us: handed %lu, mapped %lu, loaded %lu, "
 		    "first exit %lu",
 		    (vm[1].times.handed - vm[1].times.t0) / 1000,
@@ -68,7 +68,7 @@ Test(cell_shells, other_classes_make_room)
 	rig_open(&rig, &o);
 	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
 	eng_cells_want(rig.cells, 128, 1);
-	cr_assert(rig_until(&rig, two_ready, NULL, 10000));
+	cr_assert(rig_until(&rig, two_ready, NULL, RIG_MS));
 	rig_thaw(&rig, &vm[0], &img, NULL);
 	cr_assert(!vm[0].gone, "%s", vm[0].detail);
 	rig_thaw(&rig, &vm[1], &img, NULL);
@@ -112,7 +112,7 @@ Test(cell_shells, what_cannot_start_says_why)
 		struct err e = ERR_INIT;
 
 		rig_boot_req(&rig, v, &req);
-		cr_assert(rig_until(&rig, rig_is_gone, v, 10000));
+		cr_assert(rig_until(&rig, rig_is_gone, v, RIG_MS));
 		cr_assert_eq(v->why, ENG_END_START);
 		cr_assert(strstr(v->detail, "could not start"), "%s",
 			  v->detail);
@@ -136,7 +136,7 @@ static bool blanks_ready(void *want)
 
 static void await_blanks(unsigned n)
 {
-	cr_assert(rig_until(&rig, blanks_ready, &n, 10000), "%u of %u blanks",
+	cr_assert(rig_until(&rig, blanks_ready, &n, RIG_MS), "%u of %u blanks",
 		  eng_cells_blanks_ready(rig.cells), n);
 }
 
@@ -274,13 +274,13 @@ Test(cell_shells, prepared_before_shells_before_blanks_before_none)
 	rig_open(&rig, &o);
 	rig_image(&rig, &img, 64, 1, "fill 7 16M 1M");
 	eng_cells_want(rig.cells, 64, 1);
-	cr_assert(rig_until(&rig, two_ready, NULL, 10000));
+	cr_assert(rig_until(&rig, two_ready, NULL, RIG_MS));
 	await_blanks(1);
 	blank = next_blank();
 	rig_thaw(&rig, &vm[0], &img, NULL); // opens the snapshot
 	cr_assert_eq(eng_cells_blanks_ready(rig.cells), 1u);
-	cr_assert(rig_until(&rig, two_ready, NULL, 10000));
-	cr_assert(rig_until(&rig, two_prepared, NULL, 10000));
+	cr_assert(rig_until(&rig, two_ready, NULL, RIG_MS));
+	cr_assert(rig_until(&rig, two_prepared, NULL, RIG_MS));
 	// Five at once: two prepared ones, two shells, then the blank; one more.
 	for (int i = 1; i < 6; i++) {
 		const unsigned left[] = {2, 2, 2, 1, 0, 0};
@@ -294,12 +294,12 @@ Test(cell_shells, prepared_before_shells_before_blanks_before_none)
 	rig_launch(&rig, &vm[6], &(struct eng_thaw_req){.base = img});
 	cr_assert_eq(eng_cell_pid(vm[6].cell), 0);
 	for (int i = 0; i < 7; i++) {
-		cr_assert(rig_until(&rig, rig_is_started, &vm[i], 10000), "%s",
+		cr_assert(rig_until(&rig, rig_is_started, &vm[i], RIG_MS), "%s",
 			  vm[i].detail);
 		cr_assert_str_eq(rig_cmd(&vm[i], "check 7 16M 1M"), "GOOD 256");
 	}
 	await_blanks(1);
-	cr_assert(rig_until(&rig, two_ready, NULL, 10000));
+	cr_assert(rig_until(&rig, two_ready, NULL, RIG_MS));
 	for (int i = 0; i < 7; i++)
 		rig_kill(&vm[i]);
 	rig_close(&rig);

@@ -6,7 +6,7 @@
 
 #include "cell_rig.h"
 
-TestSuite(cell_thaw, .timeout = 240);
+TestSuite(cell_thaw, .timeout = 300);
 
 static struct rig rig;
 
@@ -69,7 +69,7 @@ Test(cell_thaw, what_follows_freeze_is_what_copies_begin_with)
 		cr_assert(!strstr(vm.text, "after"), "it went on by itself");
 		for (int k = 0; k < 2; k++) {
 			rig_thaw(&rig, &vm, &img, NULL);
-			cr_assert(rig_until(&rig, says_after, &vm, 30000),
+			cr_assert(rig_until(&rig, says_after, &vm, RIG_MS),
 				  "copy %d of image %d waits in its freeze", k,
 				  i);
 			cr_assert(!vm.gone, "%s", vm.detail);
@@ -96,7 +96,7 @@ Test(cell_thaw, many_at_once)
 	for (int i = 0; i < N; i++)
 		rig_launch(&rig, &many[i], &req);
 	for (int i = 0; i < N; i++) {
-		cr_assert(rig_until(&rig, rig_is_started, &many[i], 60000));
+		cr_assert(rig_until(&rig, rig_is_started, &many[i], RIG_MS));
 		cr_assert(!many[i].gone, "%d: %s", i, many[i].detail);
 	}
 	for (int i = 0; i < N; i++) {
@@ -113,7 +113,7 @@ Test(cell_thaw, many_at_once)
 		eng_cell_kill(many[i].cell);
 	}
 	for (int i = 0; i < N; i++)
-		cr_assert(rig_until(&rig, rig_is_gone, &many[i], 60000));
+		cr_assert(rig_until(&rig, rig_is_gone, &many[i], RIG_MS));
 	rig_close(&rig);
 	free(many);
 }

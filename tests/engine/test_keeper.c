@@ -11,13 +11,14 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include "cell_rig.h"
 #include "cells_priv.h"
 
-TestSuite(keeper, .timeout = 280);
+TestSuite(keeper, .timeout = 300);
 
 static pid_t fork_keeper(int *sock)
 {
@@ -139,7 +140,7 @@ Test(keeper, start_forwards_signals_and_status)
 		signal(SIGTERM, on_term);
 		if (write(ready[1], "x", 1) != 1)
 			_exit(2);
-		for (int i = 0; i < 1000 && !got_term; i++)
+		for (int i = 0; i < 12000 && !got_term; i++)
 			usleep(10000);
 		_exit(got_term ? 42 : 3);
 	}
@@ -174,7 +175,7 @@ Test(keeper, start_survives_an_early_signal)
 		pthread_atfork(NULL, term_to_self, listen_for_term);
 		if (eng_keeper_start(&sock, &e))
 			_exit(1);
-		for (int i = 0; i < 1000 && !got_term; i++)
+		for (int i = 0; i < 12000 && !got_term; i++)
 			usleep(10000);
 		_exit(got_term ? 42 : 3);
 	}
@@ -254,8 +255,20 @@ static void read_all(int fd, char *text, size_t cap)
 	text[len] = '\0';
 }
 
+// Waits until the template has so many pages.
+static void await_pages(int fd, unsigned pages)
+{
+	uint64_t end = util_now_ns() + RIG_MS * 1000000ull;
+	struct stat st;
+
+	do {
+		cr_assert_eq(fstat(fd, &st), 0);
+		cr_assert_lt(util_now_ns(), end, "the guest reads nothing");
+	} while ((uint64_t)st.st_blocks * 512 < pages * PGC_PAGE);
+}
+
 static int kill_once(const char *store, const struct pgc_id *img,
-		     unsigned delay_us, unsigned *pages)
+		     unsigned after_pages, unsigned *pages)
 {
 	int sv[2], sock, fds[CP_MAX_FDS], status;
 	unsigned nfds;
@@ -277,7 +290,7 @@ static int kill_once(const char *store, const struct pgc_id *img,
 	close(sock);
 	cr_assert_eq(cp_recv(sv[0], 0, &byte, 1, fds, &nfds), 1);
 	cr_assert_eq(nfds, 2u);
-	usleep(delay_us);
+	await_pages(fds[0], after_pages);
 	kill(thawd, SIGKILL);
 	cr_assert_eq(waitpid(thawd, NULL, 0), thawd);
 	// The keeper ends when the cells are dead: then nobody writes.
@@ -311,8 +324,9 @@ Test(keeper, sigkill_of_thawd_in_a_cold_thaw)
 	rig_close(&r);
 	for (unsigned i = 0; i < ROUNDS; i++) {
 		unsigned pages;
-		// From the first faults to beyond the last.
-		int done = kill_once(store, &img, 100 + i * 400, &pages);
+		// From the first faults to the last.
+		int done =
+		    kill_once(store, &img, i * FILL_MIB * 256 / ROUNDS, &pages);
 
 		finished += (unsigned)done;
 		partial += !done && pages > 0 && pages < FILL_MIB * 256;
