@@ -4,6 +4,7 @@
 
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -45,6 +46,16 @@ static void says(const char *text)
 	cr_assert_eq(send(guest, text, strlen(text), 0), (ssize_t)strlen(text));
 }
 
+// What follows an answer has a second in thawd; here (CMakeLists.txt wraps the
+// function) it has as long as it takes.
+void __real_eng_timer_set(struct eng_timer *t, uint64_t after_ms);
+void __wrap_eng_timer_set(struct eng_timer *t, uint64_t after_ms);
+void __wrap_eng_timer_set(struct eng_timer *t, uint64_t after_ms)
+{
+	__real_eng_timer_set(t,
+			     after_ms == HOOK_LINGER_MS ? 3600000 : after_ms);
+}
+
 // The loop runs until the answer, or for `ms`.
 static void stop(void *ctx)
 {
@@ -65,17 +76,19 @@ static void setup(void)
 {
 	struct err e = ERR_INIT;
 
+	signal(SIGPIPE, SIG_IGN); // as thawd does
 	cr_assert_eq(eng_loop_create(&loop, &e), 0);
 }
 
 static void teardown(void)
 {
 	fd_close(&guest);
-	turn(50); // what lingers sees the end
+	for (int i = 0; i < 3; i++)
+		turn(20); // what lingers sees the end
 	eng_loop_destroy(loop);
 }
 
-TestSuite(hook, .init = setup, .fini = teardown, .timeout = 30);
+TestSuite(hook, .init = setup, .fini = teardown, .timeout = 300);
 
 Test(hook, asks_as_the_contract_says)
 {
@@ -89,20 +102,20 @@ Test(hook, asks_as_the_contract_says)
 	char buf[1024];
 	ssize_t n;
 
-	ask("{\"a\":1}", 5000);
+	ask("{\"a\":1}", 60000);
 	turn(50);
 	n = recv(guest, buf, sizeof(buf), 0);
 	cr_assert_eq(n, (ssize_t)strlen(want), "%zd", n);
 	cr_expect_eq(memcmp(buf, want, (size_t)n), 0);
 	says("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
-	turn(5000);
+	turn(60000);
 	cr_expect_eq(calls, 1u);
 	cr_expect_eq(got, 200);
 }
 
 Test(hook, an_answer_may_come_in_pieces)
 {
-	ask("", 5000);
+	ask("", 60000);
 	says("HTTP/1.0 5");
 	turn(30);
 	cr_expect_eq(calls, 0u);
@@ -110,18 +123,18 @@ Test(hook, an_answer_may_come_in_pieces)
 	turn(30);
 	cr_expect_eq(calls, 0u, "only a whole head is an answer");
 	says("\r\n");
-	turn(5000);
+	turn(60000);
 	cr_expect_eq(got, 503);
 }
 
 Test(hook, interim_answers_are_none)
 {
-	ask("", 5000);
+	ask("", 60000);
 	says("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 X\r\n\r\n");
 	turn(30);
 	cr_expect_eq(calls, 0u);
 	says("HTTP/1.1 400 Bad\r\n\r\n");
-	turn(5000);
+	turn(60000);
 	cr_expect_eq(got, 400);
 }
 
@@ -135,9 +148,9 @@ Test(hook, what_is_no_http_is_told)
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
-		ask("", 5000);
+		ask("", 60000);
 		says(bad[i]);
-		turn(5000);
+		turn(60000);
 		cr_expect_eq(calls, 1u, "%s", bad[i]);
 		cr_expect_eq(got, -EPROTO, "%s: %d", bad[i], got);
 		fd_close(&guest);
@@ -149,27 +162,27 @@ Test(hook, a_head_has_an_end)
 	char flood[1000];
 
 	memset(flood, 'x', sizeof(flood));
-	ask("", 5000);
+	ask("", 60000);
 	says("HTTP/1.1 200 OK\r\nX: ");
 	for (int i = 0; i < 17; i++)
 		cr_assert_eq(send(guest, flood, sizeof(flood), 0),
 			     (ssize_t)sizeof(flood));
-	turn(5000);
+	turn(60000);
 	cr_expect_eq(got, -EPROTO);
 }
 
 Test(hook, silence_and_an_early_end_are_told_apart)
 {
 	ask("", 60);
-	turn(5000);
+	turn(60000);
 	cr_expect_eq(got, -ETIMEDOUT);
 	cr_expect_str_eq(got_why, "it did not answer in time");
 	fd_close(&guest);
 
-	ask("", 5000);
+	ask("", 60000);
 	says("HTTP/1.1 200 OK\r\n");
 	fd_close(&guest);
-	turn(5000);
+	turn(60000);
 	cr_expect_eq(got, -EPIPE);
 	cr_expect_eq(calls, 1u);
 }
@@ -192,17 +205,18 @@ Test(hook, what_follows_the_answer_is_read)
 	size_t sent = 0;
 	ssize_t n;
 
-	ask("", 5000);
+	ask("", 60000);
 	says("HTTP/1.1 200 OK\r\n\r\n");
-	turn(5000);
+	turn(60000);
 	cr_expect_eq(got, 200);
-	for (int i = 0; i < 100; i++) {
+	// More than the socket holds.
+	for (int i = 0; i < 30000 && sent < 700u * 1024; i++) {
 		n = send(guest, chunk, sizeof(chunk), MSG_NOSIGNAL);
 		if (n > 0)
 			sent += (size_t)n;
 		turn(2);
 	}
-	cr_expect_gt(sent, 700u * 1024, "%zu", sent);
+	cr_expect_geq(sent, 700u * 1024, "%zu", sent);
 }
 
 Test(hook, nothing_comes_after_it_was_cancelled)

@@ -449,7 +449,7 @@ Test(shape, patterns)
 }
 
 // A backtracking matcher would need 2^n steps for this.
-Test(shape, patterns_are_linear, .timeout = 20)
+Test(shape, patterns_are_linear, .timeout = 300)
 {
 	static char text[200001];
 
