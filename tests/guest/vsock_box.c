@@ -158,7 +158,7 @@ static void save(struct box *b, const char *dir)
 	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
 	struct err e = ERR_INIT;
 
-	if (vmm_pause(b->vm, 10000, &e) < 0 ||
+	if (vmm_pause(b->vm, 60000, &e) < 0 ||
 	    vmm_state_save(b->vm, &w, &e) < 0)
 		die("saving", &e);
 	if (mkdir(dir, 0700) < 0)

@@ -220,7 +220,7 @@ static void save(struct tool *t)
 	struct wire_writer w = wire_writer_of(buf, sizeof(buf));
 	uint64_t t0 = util_now_ns(), t1, t2;
 
-	if (vmm_pause(t->vm, 10000, &e))
+	if (vmm_pause(t->vm, 60000, &e))
 		die("pausing", &e);
 	t1 = util_now_ns();
 	if (vmm_state_save(t->vm, &w, &e))

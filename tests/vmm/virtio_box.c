@@ -26,6 +26,10 @@ enum {
 	STREAMS = 12,
 	ECHO_BYTES = 100 * 1024,
 	BULK_MIB = 3,
+	// The longest waits, on emulated machines of slow hosts.
+	PAUSE_MS = 60000,
+	ASK_S = 120,
+	LOAD_S = 600,
 };
 
 static int tap_n, tap_bad;
@@ -331,7 +335,7 @@ static bool wait_tasks(struct box *b, struct task *t, unsigned n, unsigned s,
 		if (pauses && util_now_ns() > next) {
 			struct err e = ERR_INIT;
 
-			if (vmm_pause(b->vm, 5000, &e) ||
+			if (vmm_pause(b->vm, PAUSE_MS, &e) ||
 			    vmm_unpause(b->vm, &e))
 				die("pausing", &e);
 			next = util_now_ns() + 40000000;
@@ -388,7 +392,7 @@ static void boot(struct box *b, const char *kernel, const char *initrd)
 	struct vmm_boot req = {k.p, k.len, i.p, i.len,
 			       "console=ttyS0 quiet panic=-1"};
 	struct err e = ERR_INIT;
-	uint64_t end = util_now_ns() + 90000000000ull;
+	uint64_t end = util_now_ns() + LOAD_S * 1000000000ull;
 	char text[200] = "";
 
 	box_create(b);
@@ -449,7 +453,7 @@ static void save(struct box *b, struct saved *s)
 	s->mem = malloc(vmm_mem_bytes(b->vm));
 	s->disk = malloc(DISK);
 	w = wire_writer_of(s->state, VMM_STATE_MAX);
-	if (vmm_pause(b->vm, 10000, &e) || vmm_state_save(b->vm, &w, &e))
+	if (vmm_pause(b->vm, PAUSE_MS, &e) || vmm_state_save(b->vm, &w, &e))
 		die("saving", &e);
 	s->len = w.len;
 	memcpy(s->mem, vmm_mem_base(b->vm), vmm_mem_bytes(b->vm));
@@ -478,21 +482,23 @@ static void after_load(struct box *b)
 	struct task t = {.id = 3};
 	char text[200] = "";
 	int resets = 0, eofs = 0, disk = 0;
+	uint64_t end = util_now_ns() + LOAD_S * 1000000000ull;
 
 	// At once: before the guest has heard that the old streams are gone.
 	task_start(&t, b, 'E', echo_task);
-	wait_tasks(b, &t, 1, 60, NULL);
+	wait_tasks(b, &t, 1, ASK_S, NULL);
 	ok(t.good, "a stream made right after the load is not reset");
-	for (int i = 0; i < 60 && !disk && !b->fatal; i++) {
-		if (ask(b, 'Q', text, 20) <= 0)
+	while ((!disk || resets + eofs < 2 * STREAMS + 1) && !b->fatal &&
+	       util_now_ns() < end) {
+		if (ask(b, 'Q', text, ASK_S) <= 0)
 			continue;
 		disk = strstr(text, "disk_done=2") != NULL ||
 		       strstr(text, "disk_bad=1") != NULL;
+		sscanf(text, "disk_done=%*d disk_bad=%*d resets=%d eofs=%d",
+		       &resets, &eofs);
 		for (int n = 0; n < 100; n++)
 			turn(b);
 	}
-	sscanf(text, "disk_done=%*d disk_bad=%*d resets=%d eofs=%d", &resets,
-	       &eofs);
 	ok(strstr(text, "disk_done=2 disk_bad=0"),
 	   "the copy's disk load goes on to its end: %.60s", text);
 	// Linux shows the RST of an open stream as an end of file. Those of the
@@ -500,7 +506,8 @@ static void after_load(struct box *b)
 	ok(resets + eofs == 2 * STREAMS + 1,
 	   "the copy's old streams have ended (%d)", resets + eofs);
 	ask(b, 'P', text, 2);
-	for (int n = 0; n < 2000 && !b->off && !b->fatal; n++)
+	end = util_now_ns() + ASK_S * 1000000000ull;
+	while (!b->off && !b->fatal && util_now_ns() < end)
 		turn(b);
 	ok(b->off, "the copy powers off");
 }
@@ -518,13 +525,13 @@ int main(int argc, char **argv)
 		return 2;
 	verbose = argc > 3;
 	boot(&b, argv[1], argv[2]);
-	ok(ask(&b, 'R', text, 20) == 64, "64 bytes from /dev/hwrng");
-	n = ask(&b, 'G', text, 20);
+	ok(ask(&b, 'R', text, ASK_S) == 64, "64 bytes from /dev/hwrng");
+	n = ask(&b, 'G', text, ASK_S);
 	ok(n == 1 && text[0] == ECONNRESET,
 	   "a guest's own connect is reset (errno %d)", text[0]);
 
 	start_load(&b, t);
-	n = wait_tasks(&b, t, STREAMS + 3, 120, &pauses);
+	n = wait_tasks(&b, t, STREAMS + 3, LOAD_S, &pauses);
 	ok(n && pauses > 5, "all of it ends, with %u pauses", pauses);
 	judge_load(&b, t, "under pauses");
 
@@ -537,7 +544,7 @@ int main(int argc, char **argv)
 		n += !task_done(&t[i]);
 	ok(n == STREAMS + 3, "saved with %d of %d streams open: %zu bytes", n,
 	   STREAMS + 3, s.len);
-	ok(wait_tasks(&b, t, STREAMS + 3, 120, NULL), "the source goes on");
+	ok(wait_tasks(&b, t, STREAMS + 3, LOAD_S, NULL), "the source goes on");
 	judge_load(&b, t, "source after the save");
 	box_destroy(&b);
 	load(&b, &s);
