@@ -36,6 +36,8 @@ struct fake_conn {
 	struct fake_bridge *bridge;
 	uint8_t buf[AGENT_FRAME_MAX + AGENT_FRAME_HEAD];
 	size_t len;
+	uint8_t *out; // frames that wait for room
+	size_t nout;
 };
 
 struct eng_cell {
@@ -90,6 +92,7 @@ static void conn_free(struct fake_conn *c)
 	eng_watch_destroy(c->watch);
 	fake_bridge_free(c->bridge);
 	close(c->fd);
+	free(c->out);
 	free(c);
 }
 
@@ -421,6 +424,22 @@ void eng_cell_kill(struct eng_cell *cell)
 
 // --- the fake agent ---------------------------------------------------------
 
+// What the other end has no room for waits; what it does not want is dropped.
+static void send_out(struct fake_conn *c)
+{
+	ssize_t n = send(c->fd, c->out, c->nout, MSG_NOSIGNAL);
+
+	if (n < 0 && errno != EAGAIN && errno != EINTR) {
+		log_warn("fake agent: the other end does not read");
+		n = (ssize_t)c->nout;
+	}
+	if (n > 0) {
+		c->nout -= (size_t)n;
+		memmove(c->out, c->out + n, c->nout);
+	}
+	eng_watch_set(c->watch, c->nout ? ENG_READ | ENG_WRITE : ENG_READ);
+}
+
 static void frame(struct fake_conn *c, unsigned type, const void *p, size_t n)
 {
 	uint8_t buf[64 * 1024 + AGENT_FRAME_HEAD];
@@ -431,8 +450,12 @@ static void frame(struct fake_conn *c, unsigned type, const void *p, size_t n)
 	wire_put_u16(&w, 0);
 	wire_put_u32(&w, (uint32_t)n);
 	wire_put_bytes(&w, p, n);
-	if (!w.bad && write(c->fd, buf, w.len) < 0)
-		log_warn("fake agent: the other end does not read");
+	if (w.bad)
+		return;
+	c->out = realloc(c->out, c->nout + w.len);
+	memcpy(c->out + c->nout, buf, w.len);
+	c->nout += w.len;
+	send_out(c);
 }
 
 static void connect_to(struct fake_conn *c, const uint8_t *p, size_t n)
@@ -576,11 +599,13 @@ static void frames(struct fake_conn *c)
 	memmove(c->buf, c->buf + at, c->len);
 }
 
-// A fake echo server, which reads on when what it has is sent.
+// A fake echo server, which reads on when what it has is sent, or nobody wants it.
 static void echo(struct fake_conn *c)
 {
-	ssize_t n = c->len ? write(c->fd, c->buf, c->len) : 0;
+	ssize_t n = c->len ? send(c->fd, c->buf, c->len, MSG_NOSIGNAL) : 0;
 
+	if (n < 0 && errno != EAGAIN && errno != EINTR)
+		n = (ssize_t)c->len;
 	if (n > 0) {
 		c->len -= (size_t)n;
 		memmove(c->buf, c->buf + n, c->len);
@@ -608,7 +633,8 @@ static bool hook(struct fake_conn *c)
 	fake_hooks.asked++;
 	c->len = 0;
 	if (fake_hooks.answer && fake_hooks.answer[0] &&
-	    write(c->fd, fake_hooks.answer, strlen(fake_hooks.answer)) < 0)
+	    send(c->fd, fake_hooks.answer, strlen(fake_hooks.answer),
+		 MSG_NOSIGNAL) < 0)
 		log_warn("fake hooks: the caller is gone");
 	return fake_hooks.answer;
 }
@@ -618,6 +644,8 @@ static void conn_io(void *ctx, unsigned what)
 	struct fake_conn *c = ctx;
 	ssize_t n;
 
+	if (c->nout)
+		send_out(c);
 	if (what & ENG_READ) {
 		n = read(c->fd, c->buf + c->len, sizeof(c->buf) - c->len);
 		if (n < 0 && (errno == EAGAIN || errno == EINTR))
