@@ -210,13 +210,21 @@ Test(cell_prepared, ends_with_its_image)
 	rig_close(&rig);
 }
 
+static bool is_evicted(void *img)
+{
+	static uint64_t freed;
+	const struct eng_snap *sn = eng_snap_find(rig.cells, img);
+
+	freed += pgc_template_evict(sn->tmpl[PGC_MEM], 1u << 30);
+	return freed >= 4u << 20;
+}
+
 // Pages that went away while it waited come back as what they were.
 Test(cell_prepared, template_evicted_meanwhile)
 {
 	struct rig_opts o = {.shells = 1};
 	struct pgc_id img;
 	struct eng_cell_usage u;
-	struct eng_snap *sn;
 	pid_t pid;
 
 	open_rig(&o);
@@ -225,9 +233,7 @@ Test(cell_prepared, template_evicted_meanwhile)
 	cr_assert_str_eq(rig_cmd(&vm[0], "check 7 16M 4M"), "GOOD 1024");
 	pid = prepare(&img, &vm[1]);
 	rig_turn(&rig, 50);
-	sn = eng_snap_find(rig.cells, &img);
-	cr_assert_geq(pgc_template_evict(sn->tmpl[PGC_MEM], 1u << 30),
-		      4u << 20);
+	cr_assert(rig_until(&rig, is_evicted, &img, RIG_MS));
 	rig_thaw(&rig, &vm[2], &img, NULL);
 	cr_assert_eq(eng_cell_pid(vm[2].cell), pid);
 	cr_assert_str_eq(rig_cmd(&vm[2], "check 7 16M 4M"), "GOOD 1024");
