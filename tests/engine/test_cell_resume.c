@@ -107,7 +107,7 @@ Test(cell_resume, written_as_it_was)
 	cr_assert_str_eq(rig_cmd(&vm, "fill 7 17M 1M"), "FILLED 256");
 	suspend(&own);
 	rig_thaw(&rig, &vm, &img, &own);
-	cr_assert(rig_until(&rig, has_mib_of_its_own, vm.cell, 60000));
+	cr_assert(rig_until(&rig, has_mib_of_its_own, vm.cell, RIG_MS));
 	cr_assert_str_eq(rig_cmd(&vm, "check 7 16M 4M"), "GOOD 1024");
 	cr_assert_str_eq(rig_cmd(&vm, "fill 9 17M 1M"), "FILLED 256");
 	cr_assert_str_eq(rig_cmd(&vm, "check 9 17M 1M"), "GOOD 256");

@@ -66,7 +66,7 @@ static void teardown(void)
 	eng_loop_destroy(loop);
 }
 
-TestSuite(child, .init = setup, .fini = teardown, .timeout = 30);
+TestSuite(child, .init = setup, .fini = teardown, .timeout = 300);
 
 Test(child, its_lines_come_whole_and_before_its_end)
 {
