@@ -251,11 +251,11 @@ static void send_extents(uint32_t block, uint32_t n)
 	cp_send(CP_FD_DISK, &w, NULL, 0);
 }
 
-// Another range than its guest's memory is registered, and faults.
+// Another range than its guest's memory is registered, and faults. (A new mapping
+// may lie where thawd takes the guest's memory to be: this process maps none of it.)
 static void fault_outside(int uffd)
 {
-	char *p = mmap(NULL, 4096, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *p = mem - 4096;
 	struct uffdio_register reg = {.range = {(uintptr_t)p, 4096},
 				      .mode = UFFDIO_REGISTER_MODE_MISSING};
 
