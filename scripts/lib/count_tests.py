@@ -3,8 +3,9 @@
 
 Usage: count_tests.py --junit FILE … --tap DIR … [--repeat-junit FILE …]
 
-Prints one line for each failing or skipped program, then, last,
-"N passed, M failed, K skipped"; exits 0 only when nothing failed or was
+Prints what each failing or skipped program said (its red lines and its last
+ones), then one line for each of them, then, last, "N passed, M failed, K
+skipped": who has only the end of a log has what matters. Exits 0 only when nothing failed or was
 skipped and something passed. A test case is counted where it is run: one of
 Criterion's, one line of TAP, one of Python's unittest; a program that prints
 none of these is one test case. What --repeat-junit names are runs of the same
@@ -32,6 +33,29 @@ TAP_LINE = re.compile(r"^(not )?ok\b([^\n]*)", re.M)
 TAP_SKIP = re.compile(r"#\s*(?:skip|todo)", re.I)
 UNITTEST = re.compile(r"^Ran (\d+) tests? in ", re.M)
 UNITTEST_END = re.compile(r"^(OK|FAILED)(?: \(([^)]*)\))?\s*$", re.M)
+# Lines of a program's output that say what is wrong.
+RED = re.compile(
+    r"^not ok\b|^\[FAIL\]|^\[----\] [^ ]+:\d+: |^(FAIL|ERROR): |^Traceback|"
+    + SANITIZER.pattern
+)
+AFTER, REDS, LAST, WIDTH = 8, 60, 30, 300
+
+
+def excerpt(text):
+    """The red lines of an output, each with some behind it, and its last lines."""
+    lines = [x[:WIDTH] for x in COLOUR.sub("", text).splitlines()]
+    keep = {}
+    for i, line in enumerate(lines):
+        if RED.search(line) and len(keep) < REDS:
+            keep.update(dict.fromkeys(range(i, min(i + AFTER, len(lines)))))
+    keep.update(dict.fromkeys(range(max(0, len(lines) - LAST), len(lines))))
+    out, last = [], -1
+    for i in sorted(keep):
+        if i != last + 1:
+            out.append("...")
+        out.append(lines[i])
+        last = i
+    return out
 
 
 class Count:
@@ -123,7 +147,10 @@ def junit_programs(path):
     try:
         root = xml.etree.ElementTree.parse(path).getroot()
     except (OSError, xml.etree.ElementTree.ParseError):
-        return  # ctest did not end; no program counts as a failure
+        log = pathlib.Path(path).with_suffix(".log")
+        text = log.read_text(errors="replace") if log.exists() else "no log\n"
+        yield "ctest, which did not end", text, False
+        return
     for case in root.iter("testcase"):
         out = case.findtext("system-out") or ""
         status = case.get("status")
@@ -137,11 +164,14 @@ def tap_programs(folder):
     """The same from the guest suite: NAME.out and NAME.code."""
     for out in sorted(pathlib.Path(folder).glob("*.out")):
         code = out.with_suffix(".code")
-        good = code.exists() and code.read_text().strip() == "0"
-        yield out.stem, out.read_text(errors="replace"), good
+        text = out.read_text(errors="replace")
+        ended = code.read_text().strip() if code.exists() else "no exit code"
+        yield out.stem, text if ended == "0" else text + \
+            f"# exit code: {ended}\n", ended == "0"
 
 
-def count_programs(programs, label):
+def count_programs(programs, label, said):
+    """Counts them; a line for each that is not green goes to `said`."""
     total = Count()
     names = 0
     for name, text, good in programs:
@@ -152,13 +182,16 @@ def count_programs(programs, label):
         else:
             count = count_output(text, good)
         if count.failed or count.skipped:
-            print(
+            said.append(
                 f"{label} {name}: {count.passed} passed, {count.failed} failed, "
                 f"{count.skipped} skipped ({count.why or 'see its output'})"
             )
+            print(f"--- {label} {name}:")
+            for line in excerpt(text):
+                print("    " + line)
         total.add(count)
     if names == 0:
-        print(f"{label}: no test program ran")
+        said.append(f"{label}: no test program ran")
         total.failed += 1
     return total
 
@@ -192,6 +225,13 @@ def self_test():
         got = count_output(text, good)
         if [got.passed, got.failed, got.skipped] != want:
             sys.exit(f"count_tests.py miscounts {text!r}: {vars(got)}, not {want}")
+    text = "1..99\n" + "".join(
+        "not ok 9 - \x1b[1mred\n# why\n" if i == 9 else f"ok {i} - a\n"
+        for i in range(1, 100))
+    got = excerpt(text)
+    if got[:3] != ["...", "not ok 9 - red", "# why"] or \
+            got[-1] != "ok 99 - a" or len(got) != 2 + AFTER + LAST:
+        sys.exit(f"count_tests.py leaves out what matters: {got}")
 
 
 def main():
@@ -200,15 +240,17 @@ def main():
         parser.add_argument(option, action="append", default=[])
     args = parser.parse_args()
     self_test()
-    total = Count()
+    total, said = Count(), []
     for path in args.junit:
-        total.add(count_programs(junit_programs(path), "host"))
+        total.add(count_programs(junit_programs(path), "host", said))
     for path in args.repeat_junit:
-        again = count_programs(junit_programs(path), "host (release)")
+        again = count_programs(junit_programs(path), "host (release)", said)
         again.passed = 0
         total.add(again)
     for folder in args.tap:
-        total.add(count_programs(tap_programs(folder), "guest"))
+        total.add(count_programs(tap_programs(folder), "guest", said))
+    for line in said:
+        print(line)
     print(f"{total.passed} passed, {total.failed} failed, {total.skipped} skipped")
     sys.exit(0 if total.passed and not total.failed and not total.skipped else 1)
 

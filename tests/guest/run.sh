@@ -40,13 +40,21 @@ die()
 
 at_least=0
 
+# The seconds that a test says it may take.
+says_limit()
+{
+	local limit
+
+	limit=$(sed -n '1,40s/^# timeout: \([0-9]*\).*/\1/p' "$HERE/$1" | head -n 1)
+	echo "${limit:-600}"
+}
+
 # The seconds a test has.
 limit_of()
 {
 	local limit
 
-	limit=$(sed -n '1,40s/^# timeout: \([0-9]*\).*/\1/p' "$HERE/$1" | head -n 1)
-	limit=${limit:-600}
+	limit=$(says_limit "$1")
 	echo $((limit > at_least ? limit : at_least))
 }
 
@@ -58,7 +66,7 @@ list_tests()
 	for file in "$HERE"/test_*.sh "$HERE"/test_*.py; do
 		[[ -x $file ]] || continue
 		file=$(basename "$file")
-		printf '%s %s\n' "$(limit_of "$file")" "$file"
+		printf '%s %s\n' "$(says_limit "$file")" "$file"
 	done | sort -k1,1nr -k2 | cut -d' ' -f2
 }
 
@@ -131,12 +139,12 @@ reap()
 	local pid pids
 
 	# Reading a command line takes the lock.
-	pids=$(timeout --signal=KILL 20 pgrep -f -- "$THAW_WORK") || true
+	pids=$(timeout --signal=KILL 120 pgrep -f -- "$THAW_WORK") || true
 	for pid in $pids; do
 		[[ $pid == "$$" ]] || kill -KILL "$pid" 2>/dev/null || true
 	done
 	for pid in $pids; do
-		ended "$pid" 20 || {
+		ended "$pid" 120 || {
 			echo "# process $pid cannot be killed"
 			return 1
 		}
@@ -159,7 +167,7 @@ supervise()
 	} >>"$out" 2>&1 || true
 	kill -TERM -- "-$pid" 2>/dev/null || true
 	ended "$pid" 10 || kill -KILL -- "-$pid" 2>/dev/null || true
-	ended "$pid" 20 || return 137
+	ended "$pid" 120 || return 137
 	wait "$pid" || true
 	return 124
 }
@@ -181,7 +189,7 @@ run_test()
 	test_pid=$!
 	supervise "$test_pid" "$(limit_of "$file")" "$out" || code=$?
 	test_pid=''
-	if ((code == 137)) || ! reap >>"$out" || ! quickly 60 rm -rf "$THAW_WORK"
+	if ((code == 137)) || ! reap >>"$out" || ! quickly 300 rm -rf "$THAW_WORK"
 	then
 		echo "not ok - it left what cannot be ended" >>"$out"
 		wedged=1
