@@ -67,7 +67,7 @@ def main():
         [bench, "--quick", "--runs", "1", "--peers", "zeroboot,firecracker-file",
          "--json",
          path, "--report", os.path.join(out, "report")],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=3000)
     check(p.returncode == 0, "it ends with 0", p.stderr + p.stdout)
     with open(path) as f:
         got = json.load(f)

@@ -27,6 +27,8 @@ import botocore.exceptions  # noqa: E402
 import botocore.session  # noqa: E402
 from botocore import xform_name  # noqa: E402
 
+from thawd_rig import PATIENCE  # noqa: E402
+
 SERVICE = model.SERVICE
 MODEL = model.find_model()[1]
 model.use(MODEL)
@@ -167,7 +169,7 @@ class Js:
 
     def close(self):
         self.p.stdin.close()
-        self.p.wait(30)
+        self.p.wait(PATIENCE)
         self.p.stdout.close()
 
 
@@ -293,11 +295,6 @@ def key_of(path, profile=None):
                 keys[now][k.strip().lower()] = v.strip()
     k = keys[profile or next(iter(keys))]
     return k["aws_access_key_id"], k["aws_secret_access_key"]
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as s:
-        return s.getsockname()[1]
 
 
 def quoted(name):

@@ -22,7 +22,7 @@ class Live:
     socket."""
 
     def __init__(self, binary, *flags, libexec=None):
-        self.port = clients.free_port()
+        self.port = rig.free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.thawd = rig.Thawd(binary, "--listen", f"127.0.0.1:{self.port}",
                                *GUEST, *flags, libexec=libexec)
@@ -31,7 +31,7 @@ class Live:
         self.relay = None
 
     def start(self):
-        self.thawd.start(timeout=60)
+        self.thawd.start()
         self.key = clients.key_of(os.path.join(self.thawd.state, "keys"))
         return self
 

@@ -27,8 +27,8 @@ def build(c, name, uri):
                buildRoleArn=ROLE, codeArtifact={"uri": uri})
     if not r.ok:
         return r, r
-    end = time.time() + 120
-    while time.time() < end:
+    end = time.monotonic() + 5 * rig.PATIENCE
+    while time.monotonic() < end:
         g = c.call("GetMicrovmImage", imageIdentifier=name)
         if g.get("state") != "CREATING":
             break

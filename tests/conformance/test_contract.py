@@ -29,21 +29,21 @@ ALL = {"baseImageArn": BASE, "buildRoleArn": ROLE, "codeArtifact": {"uri": CODE}
 both = []  # the clients, over TCP
 
 
-def wait_image(c, name, *states, seconds=120):
-    end = time.time() + seconds
+def wait_image(c, name, *states):
+    end = time.monotonic() + 5 * rig.PATIENCE
     while True:
         r = c.call("GetMicrovmImage", imageIdentifier=name)
-        if not r.ok or r["state"] in states or time.time() > end:
+        if not r.ok or r["state"] in states or time.monotonic() > end:
             return r
         time.sleep(0.1)
 
 
-def wait_vm(c, ident, state, seconds=30):
-    end = time.time() + seconds
+def wait_vm(c, ident, state):
+    end = time.monotonic() + rig.PATIENCE
     while True:
         r = c.call("GetMicrovm", microvmIdentifier=ident)
         if not r.ok or r["state"] in (state, "TERMINATED") or \
-                time.time() > end:
+                time.monotonic() > end:
             return r
         time.sleep(0.05)
 

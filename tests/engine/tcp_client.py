@@ -9,7 +9,7 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-from thawd_rig import Answer, said_back
+from thawd_rig import PATIENCE, Answer, said_back, whole_answers
 
 
 def keys_of(path):
@@ -61,7 +61,8 @@ class Client:
         auth.add_auth(r)
         return {k: v for k, v in r.headers.items()}
 
-    def send(self, method, path, body=b"", headers=None, timeout=60):
+    def send(self, method, path, body=b"", headers=None,
+             timeout=2 * PATIENCE):
         c = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
         try:
             c.putrequest(method, path, skip_accept_encoding=True,
@@ -84,12 +85,12 @@ class Client:
         return self.send(method, path, data,
                          self.sign(method, path, data, headers=extra, **kw))
 
-    def connect(self, timeout=20):
+    def connect(self, timeout=PATIENCE):
         return socket.create_connection((self.host, self.port), timeout)
 
-    def raw(self, data, wait=2.0):
-        """Sends bytes as they are; what comes back until the end or a pause."""
-        return said_back(self.connect(wait), data)
+    def raw(self, data, n=1):
+        """Sends bytes as they are; what comes back (said_back)."""
+        return said_back(self.connect(), data, n)
 
 
 def wire(c, method, path, headers, body=b"", more=()):
@@ -102,9 +103,9 @@ def wire(c, method, path, headers, body=b"", more=()):
 
 
 def answers(s, n):
-    """Receives until n answers (with bodies of JSON) are whole."""
+    """Receives until n answers are whole."""
     got = b""
-    while got.count(b"HTTP/1.1 ") < n or not got.endswith(b"}"):
+    while whole_answers(got) < n:
         b = s.recv(65536)
         if not b:
             break

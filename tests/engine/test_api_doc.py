@@ -86,7 +86,7 @@ def main():
                 env.update(key_of(tcp))
             r = subprocess.run(["bash", "-euo", "pipefail", "-c",
                                 prelude + body], env=env, text=True,
-                               capture_output=True, timeout=120)
+                               capture_output=True, timeout=600)
             first = body.strip().splitlines()[0][:70]
             ok = r.returncode == 0 and '{"error"' not in r.stdout
             check(ok, f"runs: {first}", f"{r.returncode} {r.stdout[-400:]} "

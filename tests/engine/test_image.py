@@ -23,7 +23,8 @@ import time
 import zipfile
 
 import image_bases
-from image_bases import BASE, DEVEL
+from image_bases import BASE, DEVEL, HEARD
+from thawd_rig import PATIENCE, free_port, until
 
 TOOL, MKROOT = (os.path.abspath(p) for p in sys.argv[1:3])
 PARTS = sys.argv[3:]
@@ -67,17 +68,14 @@ class Build:
         self.log.seek(0)
         return self.log.read().decode("utf-8", "replace")
 
-    def wait_for(self, pattern, seconds=60):
-        end = time.time() + seconds
-        while time.time() < end and self.p.poll() is None:
-            if re.search(pattern, self.text()):
-                return True
-            time.sleep(0.05)
+    def wait_for(self, pattern):
+        until(lambda: self.p.poll() is not None or
+              re.search(pattern, self.text()), 5 * PATIENCE)
         return re.search(pattern, self.text()) is not None
 
     def close(self):
         self.p.stdin.close()
-        rc = self.p.wait(timeout=60)
+        rc = self.p.wait(timeout=PATIENCE)
         self.p.stdout.close()
         return rc
 
@@ -282,7 +280,7 @@ def part_good():
         "Dockerfile": f"FROM {BASE}\n"
                       "RUN useradd -u 1234 -m worker && mkdir -p /srv/app && "
                       "chown worker:worker /srv/app\nUSER worker\n"
-                      "WORKDIR /srv/app\nRUN touch mine && id -u\n"
+                      f"WORKDIR /srv/app\nRUN touch mine && id -u && {HEARD}\n"
                       "COPY --chown=worker:worker data .\n"
                       'CMD ["sleep", "1"]\n', "data": "x"})),
         {"user": "worker", "cwd": "/srv/app"}, owner, log=r"(?m)^1234$")
@@ -323,20 +321,21 @@ def part_good():
         with open(path, "wb") as f:
             f.write(tree.read("server"))
         os.chmod(path, 0o755)
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
+        port = free_port()
         p = subprocess.Popen([path, str(port)])
-        answer = b""
-        for _ in range(100):
+
+        def asked():
             try:
-                with socket.create_connection(("127.0.0.1", port), 5) as s:
+                with socket.create_connection(("127.0.0.1", port),
+                                              PATIENCE) as s:
+                    answer = b""
                     while part := s.recv(999):
                         answer += part
-                break
+                    return answer
             except ConnectionRefusedError:
-                time.sleep(0.05)
-        p.wait(timeout=10)
+                return None
+        answer = until(asked) or b""
+        p.wait(timeout=PATIENCE)
         check(answer.endswith(b"from C\n"), "the C server answers", answer)
         check("usr/bin/gcc" not in tree, "the compiler stays behind")
 
@@ -372,10 +371,6 @@ def part_good():
 
 # --- broken ----------------------------------------------------------------
 
-# buildah 1.28 does not wait for a step's last output: on a loaded machine it may
-# be lost when the step ends at once.
-SOON = "sleep 0.3;"
-
 def broken(name, source, reason, line, why, args=(), **kw):
     with Build(source, *args, **kw) as b:
         r = b.result()
@@ -395,11 +390,11 @@ def part_broken():
 
     r = dockerfile("a step that fails names its line and its last words",
                    f"FROM {BASE}\n# about\nRUN true\n\nRUN echo one && \\\n"
-                   f"  echo two && {SOON} \\\n  exit 37\n", 5,
+                   f"  echo two && {HEARD}; \\\n  exit 37\n", 5,
                    r"exit status 37; its last output: one \| two")
     check("echo two" in r["tail"], "the log's last lines come along", r)
     dockerfile("a program that is not there",
-               f"FROM {BASE}\nRUN npm install || {{ {SOON} exit 127; }}\n", 2,
+               f"FROM {BASE}\nRUN npm install || {{ {HEARD}; exit 127; }}\n", 2,
                "exit status 127.*npm: not found")
     dockerfile("an unknown instruction", f"FROM {BASE}\n\n\nINSTALL x\n", 4,
                "unknown instruction INSTALL")
@@ -431,18 +426,18 @@ def part_broken():
     dockerfile("a flag that buildah has not",
                f"FROM {BASE}\nCOPY --link Dockerfile /x\n", 2, "COPY only")
     dockerfile("the network", f"FROM {BASE}\nRUN python3 -c \"import socket; "
-               f"socket.create_connection(('1.1.1.1', 53))\" || {{ {SOON} exit 1; "
+               f"socket.create_connection(('1.1.1.1', 53))\" || {{ {HEARD}; exit 1; "
                "}\n", 2,
                "Network is unreachable")
     dockerfile("a program that kills itself", f"FROM {BASE}\nRUN kill -9 $$\n",
                2, "exit status 1")
     r = dockerfile("texts that are no UTF-8",
-                   f"FROM {BASE}\nRUN printf '\\377\\033[1mx\\n'; {SOON} exit 3\n",
+                   f"FROM {BASE}\nRUN printf '\\377\\033[1mx\\n'; {HEARD}; exit 3\n",
                    2,
                    r"last output: .*x")
     check("\x1b" not in r["why"] + r["tail"], "control characters are gone")
     dockerfile("time", f"FROM {BASE}\nRUN sleep {LONG}\n", 2,
-               "took longer than 3 s", ["--timeout", "3"])
+               "took longer than 20 s", ["--timeout", "20"])
     broken("an empty Dockerfile", uri(folder({"Dockerfile": "\n"})),
            "CONTAINER_BUILD_FAILED", 0, "empty")
     broken("a binary Dockerfile", uri(folder({"Dockerfile": b"FROM x\n\0"})),
@@ -594,6 +589,9 @@ print("PROBE seccomp", open("/proc/self/status").read().split("Seccomp:")[1]
       .split()[0])
 print("PROBE pids", len(glob.glob("/proc/[0-9]*")))
 tried("escape", escape)
+sys.stdout.flush()
+import time
+time.sleep(3)  # image_bases.HEARD
 """
 
 
@@ -639,14 +637,12 @@ def part_contained():
 
 # --- killed ----------------------------------------------------------------
 
-def gone(seconds=10, tmp=STATE, files=False):
+def gone(files=False):
     """Waits until no process or mount is left; the rest of left()."""
-    end = time.time() + seconds
-    while True:
-        rest = [x for x in left(tmp) if files or not x.startswith("file")]
-        if not rest or time.time() > end:
-            return rest
-        time.sleep(0.1)
+    def rest():
+        return [x for x in left() if files or not x.startswith("file")]
+    until(lambda: not rest())
+    return rest()
 
 
 def part_killed():
@@ -864,7 +860,7 @@ def part_disk():
         # Slowly, so that the guard sees it before the file system is full.
         source = uri(folder({"Dockerfile": f"FROM {BASE}\n\nRUN for i in $(seq "
                              "60); do head -c 8M /dev/zero >>/big || exit 1; "
-                             "sleep 0.1; done\nCMD x\n"}))
+                             "sleep 0.5; done\nCMD x\n"}))
         broken("a build that fills the disk", source, "DISK_STORAGE_FULL", 3,
                "less than 512 MiB", tmp=small)
         check(not left(small), "and nothing is left of it", left(small))

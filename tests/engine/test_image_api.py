@@ -17,7 +17,7 @@ import zipfile
 
 import image_bases
 import thawd_rig as rig
-from thawd_rig import AWS, OWN, check, contains, equal
+from thawd_rig import AWS, OWN, PATIENCE, check, contains, equal, until
 
 IMAGES = AWS + "/microvm-images"
 LONG = 50000000 + os.getpid()  # seconds that no other run sleeps
@@ -30,10 +30,13 @@ EGRESS = ("arn:aws:lambda:us-east-1:aws:network-connector:"
 
 
 class Store(http.server.BaseHTTPRequestHandler):
-    """An S3 that asks for no signature; signed ones are test_image.py's."""
-    objects = {}
+    """An S3 that asks for no signature; signed ones are test_image.py's. It gives
+    nothing of what is held before that is let go."""
+    objects, held = {}, {}
 
     def do_GET(self):
+        if self.path in self.held:
+            self.held[self.path].wait(PATIENCE)
         body = self.objects.get(self.path)
         code = 200 if body else 404
         body = body or b"<Error><Code>NoSuchKey</Code></Error>"
@@ -56,6 +59,14 @@ def folder(t, name, dockerfile, **files):
     return path
 
 
+def zipped(t, dockerfile):
+    path = os.path.join(t.dir, "app.zip")
+    with zipfile.ZipFile(path, "w") as z:
+        z.writestr("Dockerfile", dockerfile)
+    with open(path, "rb") as f:
+        return f.read()
+
+
 def members(name, path, **more):
     return {"name": name, "baseImageArn": MANAGED + "al2023-1",
             "buildRoleArn": ROLE, "codeArtifact": {
@@ -72,13 +83,10 @@ def update(t, name, path, **more):
     return t.request("PUT", f"{IMAGES}/{name}", m)
 
 
-def settle(t, name, seconds=120):
-    end = time.time() + seconds
-    g = t.get(f"{IMAGES}/{name}").json
-    while g["state"] in ("CREATING", "UPDATING") and time.time() < end:
-        time.sleep(0.1)
-        g = t.get(f"{IMAGES}/{name}").json
-    return g
+def settle(t, name):
+    until(lambda: t.get(f"{IMAGES}/{name}").json["state"] not in
+          ("CREATING", "UPDATING"), 5 * PATIENCE)
+    return t.get(f"{IMAGES}/{name}").json
 
 
 def version(t, name, v="1.0"):
@@ -104,9 +112,9 @@ def errors(a, status, kind, part, name):
           f"{name}: {status} {kind}", f"got {a!r}, want {part!r}")
 
 
-def left(t, grace=10):
-    """What is left of builds once the last of them has had a moment to end."""
-    end = time.time() + grace
+def left(t, grace=PATIENCE):
+    """What is left of builds once the last of them has had time to end."""
+    end = time.monotonic() + grace
     while True:
         out = os.listdir(os.path.join(t.state, "tmp"))
         for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -121,20 +129,16 @@ def left(t, grace=10):
                 out.append(f"process {line}")
             if t.state + "/tmp/" in mounts:
                 out.append(f"mounts of {line}")
-        if not out or time.time() > end:
+        if not out or time.monotonic() > end:
             return out
         time.sleep(0.1)
 
 
 def begun(t, name, v="1.0"):
     """Waits until its RUN step sleeps."""
-    end = time.time() + 60
-    while time.time() < end:
-        if f"sleep {LONG}" in log(t, name, v).text:
-            time.sleep(0.3)
-            return True
-        time.sleep(0.1)
-    return False
+    ok = until(lambda: f"sleep {LONG}" in log(t, name, v).text, 5 * PATIENCE)
+    time.sleep(0.3)
+    return ok
 
 
 def sleeper(t, name):
@@ -145,13 +149,15 @@ def sleeper(t, name):
 
 def test_create(t):
     path = folder(t, "good", GOOD)
+    Store.objects["/apps/good.zip"] = zipped(t, GOOD)
+    go = Store.held["/apps/good.zip"] = threading.Event()
     more = {"description": "The first.", "environmentVariables":
             {"B": "three", "C": "4"}, "tags": {"team": "blue"},
             "logging": {"cloudWatch": {"logGroup": "/g"}},
             "resources": [{"minimumMemoryInMiB": 1024}],
             "cpuConfigurations": [{"architecture": "X86_64"}],
             "additionalOsCapabilities": ["ALL"], "baseImageVersion": "1"}
-    a = create(t, "good", path, **more)
+    a = create(t, "good", "s3://apps/good.zip", **more)
     equal(a.status, 201, "created")
     j = a.json
     equal({k: j.get(k) for k in more}, {**more, "baseImageVersion": "1.0"},
@@ -169,6 +175,7 @@ def test_create(t):
     errors(t.run("good"), 404, "ResourceNotFoundException",
            "No active version", "a run meanwhile")
     equal(build(t, "good")["buildState"], "IN_PROGRESS", "the build goes on")
+    go.set()
     g = settle(t, "good")
     equal((g["state"], g.get("latestActiveImageVersion"),
            g.get("latestFailedImageVersion"), g["tags"]),
@@ -328,8 +335,8 @@ def test_failures(t):
               ("FAILED", "INACTIVE", None), f"{name}: its version is silent")
 
     fails("badstep", folder(
-        t, "badstep", "FROM debian:bookworm\n\nRUN echo before; nonesuch\n"
-        "CMD x\n"), "CONTAINER_BUILD_FAILED: Dockerfile line 3: RUN echo ",
+        t, "badstep", "FROM debian:bookworm\n\nRUN echo before; nonesuch || "
+        f"{{ {image_bases.HEARD}; exit 127; }}\nCMD x\n"), "CONTAINER_BUILD_FAILED: Dockerfile line 3: RUN echo ",
         "exit status 127")
     fails("badfrom", folder(t, "badfrom", "FROM no.such/image:1\nCMD x\n"),
           "CONTAINER_BUILD_FAILED: Dockerfile line 1: FROM no.such/image:1",
@@ -358,11 +365,7 @@ def test_failures(t):
 
 
 def test_s3(t):
-    path = os.path.join(t.dir, "app.zip")
-    with zipfile.ZipFile(path, "w") as z:
-        z.writestr("Dockerfile", GOOD)
-    with open(path, "rb") as f:
-        Store.objects["/apps/a/app.zip"] = f.read()
+    Store.objects["/apps/a/app.zip"] = zipped(t, GOOD)
     create(t, "froms3", "s3://apps/a/app.zip")
     equal(settle(t, "froms3")["state"], "CREATED", "an artifact in S3")
     t.delete(f"{IMAGES}/froms3")
@@ -431,7 +434,7 @@ def test_stopped(t):
     update(t, "cut", os.path.join(t.dir, "cut"))
     check(begun(t, "cut", "2.0"), "another is at work")
     t.stop()
-    check(not left(t, 0), "thawd was stopped: nothing is left", left(t, 0))
+    check(not left(t), "thawd was stopped: nothing is left", left(t, 0))
     t.start()
     contains(build(t, "cut", "2.0")["stateReason"], "thawd was stopped",
              "and it says so")
@@ -449,7 +452,7 @@ def test_cancelled(t):
     equal(settle(t, "cut")["state"], "UPDATE_FAILED", "and failed")
     equal(build(t, "cut", "3.0")["stateReason"], "The build was cancelled.",
           "which it says")
-    reader.join(20)
+    reader.join(PATIENCE)
     contains("".join(lines), "The build was cancelled",
              "who followed its log read so to its end")
     check(not left(t), "and left nothing", left(t))
@@ -462,10 +465,10 @@ def test_cancelled(t):
 
 def test_own(t):
     path = folder(t, "own #1%", "FROM debian:bookworm\nARG WHAT=nothing\n"
-                  "RUN echo what: $WHAT\nEXPOSE 7000\nENTRYPOINT [\"run\"]\n")
+                  f"RUN echo what: $WHAT; {image_bases.HEARD}\nEXPOSE 7000\nENTRYPOINT [\"run\"]\n")
     spec = {"name": "own", "context": path, "buildArgs": ["WHAT=this"],
             "env": ["E=1"], "memoryMiB": 256, "readyPort": 7001}
-    a = t.post(OWN + "/images", spec, timeout=120)
+    a = t.post(OWN + "/images", spec, timeout=5 * PATIENCE)
     rows = [json.loads(x) for x in a.text.splitlines()]
     last = rows[-1].get("image", rows[-1])
     equal((last.get("version"), last.get("state")), ("1.0", "SUCCESSFUL"),
@@ -528,9 +531,7 @@ def test_own_cancel(t):
     c.close()
     check(not left(t), "its reader went: nothing is left", left(t))
     equal(t.get(f"{IMAGES}/gone").status, 404, "no image either")
-    end = time.time() + 10
-    while logs_of_builds(t) != had and time.time() < end:
-        time.sleep(0.1)
+    until(lambda: logs_of_builds(t) == had)
     equal(logs_of_builds(t), had, "and no log")
 
 

@@ -26,7 +26,7 @@ import time
 import image_bases
 import thawd_rig as rig
 from test_image_api import EGRESS, build, create, folder, log, settle
-from thawd_rig import check, contains, equal
+from thawd_rig import PATIENCE, check, contains, equal, until
 
 OUT, HOST = "198.51.100.1", "198.51.100.2"
 # Where clouds have metadata: everybody, AWS (credentials of tasks), Azure, Alibaba.
@@ -38,15 +38,16 @@ PORT, UDP = 8080, 8081
 NAME = "thing.thaw.test"
 GATEWAY, RESOLVER = "10.0.2.2", "10.0.2.3"  # what slirp4netns has inside
 
-# In a RUN step: tries each "WHAT HOST PORT", and says what answered.
+# In a RUN step: tries each "WHAT HOST PORT", and says what answered. Those that
+# may answer have time for it.
 PROBE = """
-import socket
+import socket, time
 for line in open("/tries"):
     what, host, port = line.split()
     to = host.encode(), int(port)  # bytes: the small Python has no IDNA
     s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM if what[:3] == "udp"
                       else socket.SOCK_STREAM)
-    s.settimeout(4)
+    s.settimeout(60 if what in ("out", "name", "host", "bound-out") else 4)
     try:
         if what.startswith("bound"):  # asks routes less
             s.setsockopt(socket.SOL_SOCKET, 25, b"tap0")
@@ -56,7 +57,9 @@ for line in open("/tries"):
     except OSError:
         got = "nothing"
     print("PROBE", what, got, flush=True)
-print("PROBE resolv", " ".join(open("/etc/resolv.conf").read().split()))
+print("PROBE resolv", " ".join(open("/etc/resolv.conf").read().split()),
+      flush=True)
+time.sleep(3)  # image_bases.HEARD
 """
 
 
@@ -142,7 +145,7 @@ class Outside:
 
     def __exit__(self, *_):
         self.p.stdin.close()
-        self.p.wait(10)
+        self.p.wait(PATIENCE)
 
 
 def resolver(address):
@@ -158,7 +161,7 @@ heard = []  # datagrams at the host's loopback
 
 def fetch(host, port):
     try:
-        c = http.client.HTTPConnection(host, port, timeout=4)
+        c = http.client.HTTPConnection(host, port, timeout=PATIENCE)
         c.request("GET", "/")
         return c.getresponse().read().decode()
     except OSError:
@@ -212,9 +215,7 @@ def test_host(t):
           "and its loopback")
     s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     s.sendto(b"x", (LOCAL[0], UDP))
-    for _ in range(100):
-        if not heard:
-            time.sleep(0.05)
+    until(lambda: heard)
     equal(heard, [b"x"], "and datagrams are heard there")
     heard.clear()
 
@@ -258,7 +259,7 @@ def test_add(t):
     def add(name, url, egress):
         return start(t, name, folder(
             t, name, f"FROM {image_bases.PYTHON}\nADD {url} /page\n"
-            "RUN cat /page\nCMD [\"x\"]\n"), egress)
+            f"RUN cat /page; {image_bases.HEARD}\nCMD [\"x\"]\n"), egress)
 
     url = f"http://{NAME}:{PORT}/page"
     equal(add("add", url, True), "CREATED", "ADD of what is outside")
@@ -273,9 +274,9 @@ def test_add(t):
                  f"{name}: for they cannot be fetched")
 
 
-def helpers(seconds=10):
+def helpers(seconds=PATIENCE):
     """The slirp4netns of this machine, once none is left or the time is up."""
-    here, end = os.readlink("/proc/self/ns/net"), time.time() + seconds
+    here, end = os.readlink("/proc/self/ns/net"), time.monotonic() + seconds
     while True:
         out = []
         for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -286,7 +287,7 @@ def helpers(seconds=10):
                         out.append(pid)
             except OSError:
                 pass
-        if not out or time.time() > end:
+        if not out or time.monotonic() > end:
             return out
         time.sleep(0.1)
 
@@ -296,9 +297,7 @@ def test_nothing_left(t):
     path = folder(t, "killed", f"FROM {image_bases.PYTHON}\nRUN echo it has "
                   "\\\nbegun; sleep 600\nCMD x\n")
     create(t, "killed", path, egressNetworkConnectors=[INTERNET])
-    end = time.time() + 60
-    while "it has begun" not in log(t, "killed").text and time.time() < end:
-        time.sleep(0.1)
+    until(lambda: "it has begun" in log(t, "killed").text)
     equal(len(helpers(0)), 1, "a build that runs has one")
     t.kill9()
     equal(helpers(), [], "which dies with thawd")

@@ -7,21 +7,20 @@ usage: test_live_templates.py PATH-OF-thawd LIBEXEC PATH-OF-ring3.elf [-k WORD]
 import os
 import re
 import sys
-import time
 
-from thawd_rig import OWN, Thawd, check, diag, equal, main
+from thawd_rig import OWN, PATIENCE, Thawd, check, diag, equal, main, until
 
 BIN, LIBEXEC, ELF = sys.argv[1], sys.argv[2], sys.argv[3]
 BUDGET = 16 << 20
 AREA, PAGES = "16M 40M", 40 * 256
-SLACK = 3 << 20  # what may be on its way in when it is looked at
+SLACK = 8 << 20  # what may be on its way in when it is looked at; all is 80
 
 
 def fresh():
     t = Thawd(BIN, "--template-budget", "16M", libexec=LIBEXEC).start()
     for name, seed in (("one", 5), ("two", 6)):
         got = t.build(name=name, kernel=ELF, memoryMiB=64,
-                      cmdline=f"fill {seed} {AREA}", readyTimeoutSeconds=30)
+                      cmdline=f"fill {seed} {AREA}", readyTimeoutSeconds=PATIENCE)
         if "image" not in got:
             raise RuntimeError(f"the build failed: {got}\n{t.log()[-1500:]}")
     return t
@@ -30,23 +29,17 @@ def fresh():
 def ask(t, vm, command, pattern):
     before = len(t.logs(vm))
     t.mail(vm, command + "\n")
-    end = time.time() + 60
-    got = ""
-    while time.time() < end and not re.search(rf"(?:{pattern}).*\n", got):
-        time.sleep(0.02)
-        got = t.logs(vm)[before:]
-    return got.strip()
+    until(lambda: re.search(rf"(?:{pattern}).*\n", t.logs(vm)[before:]))
+    return t.logs(vm)[before:].strip()
 
 
 def stats(t):
     return t.get(OWN + "/stats").json["templates"]
 
 
-def settled(t, timeout=10):
+def settled(t):
     """Template bytes once they are under the budget, or after a while."""
-    end = time.time() + timeout
-    while stats(t)["residentBytes"] > BUDGET and time.time() < end:
-        time.sleep(0.05)
+    until(lambda: stats(t)["residentBytes"] <= BUDGET)
     return stats(t)["residentBytes"]
 
 
@@ -71,9 +64,9 @@ def test_clones_of_more_than_the_budget(t):
         good(t, vms[k], 5, f"clone {k} sees none of that")
     good(t, vms[0], 9, "what it wrote is its own, whatever is given back")
     check(settled(t) <= BUDGET, "under the budget", stats(t))
-    equal(t.op(vms[0], "suspend", "?wait=SUSPENDED&timeout=60").status, 200,
+    equal(t.op(vms[0], "suspend", "?wait=SUSPENDED").status, 200,
           "suspend")
-    equal(t.op(vms[1], "suspend", "?wait=SUSPENDED&timeout=60").status, 200,
+    equal(t.op(vms[1], "suspend", "?wait=SUSPENDED").status, 200,
           "suspend of one that wrote nothing")
     equal(t.op(vms[0], "resume").status, 200, "resume")
     equal(t.op(vms[1], "resume").status, 200, "resume")
@@ -90,11 +83,8 @@ def test_two_images_at_once(t):
     for n in range(2):
         for vm, seed in vms:
             t.mail(vm, f"check {seed} {AREA}\n")  # all of them at once
-        end = time.time() + 60
-        while time.time() < end and any(
-                t.logs(vm).count("GOOD") + t.logs(vm).count("BAD") <= n
-                for vm, _ in vms):
-            time.sleep(0.05)
+        until(lambda: all(len(re.findall(r"(?:GOOD|BAD).*\n", t.logs(vm))) > n
+                          for vm, _ in vms))
         equal([t.logs(vm).count(f"GOOD {PAGES}") for vm, _ in vms], [n + 1] * 4,
               f"round {n}: every byte of both is right")
     check(settled(t) <= BUDGET, "under the budget", stats(t))
@@ -107,13 +97,10 @@ def test_an_image_that_nobody_uses_goes_first(t):
     a = t.run("one").json["microvmId"]
     good(t, a, 5, "one is used")
     t.end(a)
-    since = time.time()
     b = t.run("two").json["microvmId"]
     good(t, b, 6, "then two")
     check(settled(t) <= BUDGET, "under the budget", stats(t))
-    while time.time() - since < 10 and \
-            stats(t)["evictedImages"] == before["evictedImages"]:
-        time.sleep(0.05)
+    until(lambda: stats(t)["evictedImages"] > before["evictedImages"])
     check(stats(t)["evictedImages"] > before["evictedImages"],
           "an image went in whole", stats(t))
     names = [i["image"] for i in t.get(OWN + "/host").json["templates"]]

@@ -6,9 +6,8 @@ usage: test_live_workset.py PATH-OF-thawd LIBEXEC PATH-OF-ring3.elf [-k WORD]
 import os
 import re
 import sys
-import time
 
-from thawd_rig import Thawd, check, diag, equal, main
+from thawd_rig import PATIENCE, Thawd, check, diag, equal, main, until
 
 BIN, LIBEXEC, ELF = sys.argv[1], sys.argv[2], sys.argv[3]
 PAGES = 8 * 256
@@ -17,7 +16,7 @@ PAGES = 8 * 256
 def fresh():
     t = Thawd(BIN, libexec=LIBEXEC).start()
     got = t.build(name="img", kernel=ELF, memoryMiB=64,
-                  cmdline="fill 5 16M 8M", readyTimeoutSeconds=30)
+                  cmdline="fill 5 16M 8M", readyTimeoutSeconds=PATIENCE)
     if "image" not in got:
         raise RuntimeError(f"the build failed: {got}\n{t.log()[-1500:]}")
     return t
@@ -26,24 +25,16 @@ def fresh():
 def ask(t, vm, command, pattern):
     before = len(t.logs(vm))
     t.mail(vm, command + "\n")
-    end = time.time() + 20
-    got = ""
-    while time.time() < end and not re.search(rf"(?:{pattern}).*\n", got):
-        time.sleep(0.02)
-        got = t.logs(vm)[before:]
-    return got.strip()
+    until(lambda: re.search(rf"(?:{pattern}).*\n", t.logs(vm)[before:]))
+    return t.logs(vm)[before:].strip()
 
 
-def learned(t, since, timeout=10):
+def learned(t, since):
     """KiB of the working set and of its write set, once it is written."""
-    end = time.time() + timeout
-    while time.time() < end:
-        m = re.findall(r"working set: (\d+) KiB, (\d+) KiB of them written",
-                       t.log()[since:])
-        if m:
-            return tuple(int(x) for x in m[-1])
-        time.sleep(0.02)
-    return (0, 0)
+    m = until(lambda: re.findall(
+        r"working set: (\d+) KiB, (\d+) KiB of them written.*\n",
+        t.log()[since:]))
+    return tuple(int(x) for x in m[-1]) if m else (0, 0)
 
 
 def private_kib(t, vm):
@@ -55,9 +46,10 @@ def private_kib(t, vm):
 
 def test_learned_from_real_thaws(t):
     since = len(t.log())
-    vm = t.run("img").json["microvmId"]
-    check("SUM" in ask(t, vm, "touch write rand 16M 8M", "SUM"),
-          "the first thaw writes its pages")
+    # At once: what is learned is what happens in the first ten seconds.
+    vm = t.run("img", runHookPayload="touch write rand 16M 8M\n").json[
+        "microvmId"]
+    check("SUM" in t.wait_log(vm, "SUM"), "the first thaw writes its pages")
     t.end(vm)
     size, written = learned(t, since)
     check(size >= 8192 and 8192 <= written < 9000,
@@ -72,9 +64,7 @@ def test_write_set_is_laid_with_the_right_bytes(t):
         if how == "cold":
             t.restart()
         vm = t.run("img").json["microvmId"]
-        end = time.time() + 10
-        while time.time() < end and private_kib(t, vm) < 8192:
-            time.sleep(0.02)
+        until(lambda: private_kib(t, vm) >= 8192)
         check(private_kib(t, vm) >= 8192,
               f"{how}: the write set is private before anybody writes",
               private_kib(t, vm))
@@ -87,7 +77,7 @@ def test_write_set_is_laid_with_the_right_bytes(t):
               f"{how}: another clone sees none of that")
         equal(ask(t, vm, "check 9 16M 8M", "GOOD|BAD"), f"GOOD {PAGES}",
               f"{how}: and it keeps what it wrote")
-        equal(t.op(vm, "suspend", "?wait=SUSPENDED&timeout=60").status, 200,
+        equal(t.op(vm, "suspend", "?wait=SUSPENDED").status, 200,
               f"{how}: suspend")
         equal(t.op(vm, "resume").status, 200, f"{how}: resume")
         equal(ask(t, vm, "check 9 16M 8M", "GOOD|BAD"), f"GOOD {PAGES}",
@@ -113,15 +103,14 @@ def test_a_damaged_working_set_costs_no_byte(t):
     t.end(vm)
 
 
-def worksets(t, want=None, timeout=10):
+def worksets(t, want=None):
     """The files of the working sets, once `want` says yes."""
     snaps = os.path.join(t.state, "store", "snaps")
-    end = time.time() + timeout
-    while True:
-        got = {n for n in os.listdir(snaps) if n.endswith(".ws")}
-        if not want or want(got) or time.time() > end:
-            return got
-        time.sleep(0.05)
+
+    def now():
+        return {n for n in os.listdir(snaps) if n.endswith(".ws")}
+    until(lambda: not want or want(now()))
+    return now()
 
 
 def templates(t):
@@ -130,7 +119,7 @@ def templates(t):
 
 def version(t, seed):
     got = t.build(name="img", kernel=ELF, memoryMiB=64,
-                  cmdline=f"fill {seed} 16M 8M", readyTimeoutSeconds=30)
+                  cmdline=f"fill {seed} 16M 8M", readyTimeoutSeconds=PATIENCE)
     check("image" in got, f"a version with seed {seed}", got)
 
 
@@ -141,9 +130,7 @@ def test_superseded_versions_lose_theirs(t):
     second = worksets(t, lambda ws: len(ws) == 1 and ws != first)
     check(len(second) == 1 and second != first,
           "a second version's takes the place of the first's", second)
-    end = time.time() + 10
-    while "1.0" in templates(t) and time.time() < end:
-        time.sleep(0.05)
+    until(lambda: "1.0" not in templates(t))
     check("1.0" not in templates(t), "its template goes, too", templates(t))
     vm = t.run("img", imageVersion="1.0").json["microvmId"]
     equal(ask(t, vm, "check 5 16M 8M", "GOOD|BAD"), f"GOOD {PAGES}",
@@ -154,6 +141,7 @@ def test_superseded_versions_lose_theirs(t):
     third = worksets(t, lambda ws: len(ws) == 2 and not ws & second)
     check(len(third) == 2 and third > first,
           "it stays while a microVM is of that version, the second's goes", third)
+    until(lambda: "2.0" not in templates(t))
     names = templates(t)
     check("2.0" not in names and "1.0" in names,
           "and so do their templates", names)
@@ -173,7 +161,7 @@ def test_a_scattered_read_set_costs_its_own_pages(t):
     area, pages = "16M 64M", 8 << 20  # an eighth of them, by fours
     got = t.build(name="reads", kernel=ELF, memoryMiB=96,
                   cmdline=f"fill 3 {area};freeze;touch read scattered {area}",
-                  readyTimeoutSeconds=30)
+                  readyTimeoutSeconds=PATIENCE)
     check("image" in got, "an image whose copies read here and there", got)
     t.restart()
     vm = t.run("reads").json["microvmId"]

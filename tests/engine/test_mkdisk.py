@@ -17,6 +17,8 @@ import tarfile
 import tempfile
 import time
 
+from thawd_rig import until
+
 MKDISK = os.path.abspath(sys.argv[1])
 TOP = tempfile.mkdtemp(prefix="thaw-mkdisk-test-")
 os.chmod(TOP, 0o755)
@@ -43,7 +45,7 @@ class Run:
         os.chmod(self.work, 0o700)
         p = subprocess.run(
             [MKDISK, "--source", source, "--work", self.work, *args],
-            capture_output=True, text=True, timeout=120)
+            capture_output=True, text=True, timeout=600)
         self.rc, self.out, self.err = p.returncode, p.stdout, p.stderr
         self.last = p.stdout.splitlines()[-1] if p.stdout else ""
         self.image = os.path.join(self.work, "disk.img")
@@ -356,13 +358,24 @@ def cancel():
         with open(f"{src}/f{i}", "wb") as f:
             f.write(os.urandom(20000))
     work = tempfile.mkdtemp(dir=TOP)
-    p = subprocess.Popen([MKDISK, "--source", src, "--work", work],
-                         stdout=subprocess.DEVNULL)
-    deadline = time.time() + 10
-    while not os.path.exists(work + "/root/f1") and time.time() < deadline:
-        time.sleep(0.002)
-    inside = [d for d in os.listdir("/proc") if d.isdigit()
-              and child_of(d, p.pid)]
+    for _ in range(20):  # it may be done before we look
+        p = subprocess.Popen([MKDISK, "--source", src, "--work", work],
+                             stdout=subprocess.DEVNULL)
+        until(lambda: p.poll() is not None or
+              os.path.exists(work + "/root/f1"))
+        inside = [d for d in os.listdir("/proc") if d.isdigit()
+                  and child_of(d, p.pid)]
+        for d in inside:  # now they stay
+            try:
+                os.kill(int(d), signal.SIGSTOP)
+            except ProcessLookupError:
+                pass
+        if p.poll() is None and len(inside) >= 2 and all(map(alive, inside)):
+            break
+        p.kill()
+        p.wait()
+        shutil.rmtree(work)
+        os.mkdir(work)
     check(len(inside) >= 2 and p.poll() is None,
           "a run has processes of its own", inside)
     # The tar that reads for the peer is outside, what unpacks is not.
@@ -375,11 +388,8 @@ def cancel():
     check(int(caps, 16) == 0x8000001b, "and five capabilities", caps)
     p.send_signal(signal.SIGKILL)
     p.wait()
-    for _ in range(100):
-        left = [d for d in inside if alive(d)]
-        if not left:
-            break
-        time.sleep(0.05)
+    until(lambda: not any(map(alive, inside)))
+    left = [d for d in inside if alive(d)]
     check(not left, "all of them die with it", left)
     shutil.rmtree(work)
     check(not os.path.exists(work),

@@ -2,10 +2,16 @@
 
 Tests are functions named test_*, called in the order in which they are written;
 the output is TAP. `check` and its relatives count; an exception fails its test.
+
+Nothing here judges a duration: machines differ, and stop for seconds. What is
+waited for has PATIENCE.
 """
+import errno
 import http.client
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import socket
@@ -17,12 +23,63 @@ import time
 import traceback
 import urllib.parse
 
+PATIENCE = 300 if os.environ.get("KVMBOX") else 120  # seconds
 AWS = "/2025-09-09"
 OWN = "/thaw/v1"
 
 
+def until(true, seconds=PATIENCE):
+    """Asks until the answer is true; the last one."""
+    end = time.monotonic() + seconds
+    while True:
+        got = true()
+        if got or time.monotonic() > end:
+            return got
+        time.sleep(0.02)
+
+
+given_ports = set()
+
+
+def free_port():
+    """A port of this host for a listener that must know it before. It is none of
+    those that connections get by themselves, of whoever."""
+    with open("/proc/sys/net/ipv4/ip_local_port_range") as f:
+        low, high = (int(x) for x in f.read().split())
+    while True:
+        port = random.randrange(10000, 65536)
+        try:
+            if not low <= port <= high and port not in given_ports:
+                socket.create_server(("127.0.0.1", port)).close()
+                given_ports.add(port)
+                return port
+        except OSError:
+            pass
+
+
+def patient(query):
+    """A query whose wait is as long as ours, if it says nothing else."""
+    return query + f"&timeout={PATIENCE}" if "wait=" in query and \
+        "timeout=" not in query else query
+
+
+def let_go(fifo):
+    """Opens a FIFO that the other side opens for reading, once it does."""
+    def opened():
+        try:
+            os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+            return True
+        except OSError as e:
+            if e.errno != errno.ENXIO:
+                raise
+            return False
+    if not until(opened):
+        raise RuntimeError(f"nobody opens {fifo}")
+
+
 class Conn(http.client.HTTPConnection):
-    def __init__(self, path, timeout=60):
+    # Longer than what is asked for with ?timeout=, which thawd ends.
+    def __init__(self, path, timeout=2 * PATIENCE):
         super().__init__("localhost", timeout=timeout)
         self.path = path
 
@@ -52,18 +109,41 @@ class Answer:
         return f"{self.status} {self.type} {self.text[:300]}"
 
 
-def said_back(s, data):
-    """What comes back for these bytes until the end or a pause; closes."""
+def whole_answers(data):
+    """How many answers with a Content-Length are whole in these bytes."""
+    n = 0
+    while b"\r\n\r\n" in data:
+        head, data = data.split(b"\r\n\r\n", 1)
+        length = re.search(rb"\r\ncontent-length: *(\d+)", head, re.I)
+        size = int(length.group(1)) if length else 0
+        # Without a length, only the end tells.
+        if head.startswith(b"HTTP/1.1 1") or (length and len(data) >= size):
+            n += not head.startswith(b"HTTP/1.1 1")
+            data = data[size:]
+        else:
+            break
+    return n
+
+
+def said_back(s, data, n=1):
+    """What comes back for these bytes until the end, or, behind n whole answers,
+    until nothing more comes; closes."""
     got = b""
     with s:
+        s.settimeout(PATIENCE)
         try:
             s.sendall(data)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it was answered before it was whole
+        try:
             while True:
+                if whole_answers(got) >= n:
+                    s.settimeout(0.5)
                 b = s.recv(65536)
                 if not b:
                     break
                 got += b
-        except (socket.timeout, BrokenPipeError, ConnectionResetError):
+        except (socket.timeout, ConnectionResetError):
             pass
     return got
 
@@ -83,15 +163,15 @@ class Thawd:
         self.proc = None
         self.env = dict(os.environ)
 
-    def start(self, expect_failure=False, timeout=20):
+    def start(self, expect_failure=False, timeout=PATIENCE):
         log = open(self.log_path, "ab")
         self.proc = subprocess.Popen(
             [self.binary, "--state", self.state, "--socket", self.sock,
              *self.flags],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.env)
         log.close()
-        end = time.time() + timeout
-        while time.time() < end:
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
             if self.proc.poll() is not None:
                 if expect_failure:
                     return self.proc.returncode
@@ -122,13 +202,13 @@ class Thawd:
     def kill9(self):
         """SIGKILL to thawd itself; its keeper cleans up and ends."""
         os.kill(self.main_pid(), signal.SIGKILL)
-        self.proc.wait(30)
+        self.proc.wait(PATIENCE)
 
     def stop(self):
         if self.proc and self.proc.poll() is None:
             self.proc.terminate()
             try:
-                self.proc.wait(30)
+                self.proc.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 self.proc.kill()
                 self.proc.wait()
@@ -147,7 +227,8 @@ class Thawd:
 
     # --- requests ---
 
-    def request(self, method, path, body=None, headers=None, timeout=60):
+    def request(self, method, path, body=None, headers=None,
+                timeout=2 * PATIENCE):
         c = Conn(self.sock, timeout)
         try:
             if body is not None and not isinstance(body, (bytes, str)):
@@ -170,17 +251,16 @@ class Thawd:
     def delete(self, path, **kw):
         return self.request("DELETE", path, **kw)
 
-    def raw(self, data, wait=1.0):
-        """Sends bytes as they are; what comes back until the end or a pause."""
+    def raw(self, data, n=1):
+        """Sends bytes as they are; what comes back (said_back)."""
         s = socket.socket(socket.AF_UNIX)
-        s.settimeout(wait)
         s.connect(self.sock)
-        return said_back(s, data)
+        return said_back(s, data, n)
 
     def upgrade(self, path, protocol, body=b""):
         """The socket after 101, or the answer's bytes as an exception."""
         s = socket.socket(socket.AF_UNIX)
-        s.settimeout(20)
+        s.settimeout(PATIENCE)
         s.connect(self.sock)
         if isinstance(body, dict):
             body = json.dumps(body).encode()
@@ -197,7 +277,7 @@ class Thawd:
             raise RuntimeError(head.decode(errors="replace"))
         return s
 
-    def lines(self, path, timeout=60):
+    def lines(self, path, timeout=2 * PATIENCE):
         """Yields the JSON lines of a stream."""
         c = Conn(self.sock, timeout)
         c.request("GET", path)
@@ -215,21 +295,21 @@ class Thawd:
 
     def build(self, **spec):
         """Builds an image; the last line, with "image" or "error"."""
-        a = self.post(OWN + "/images", spec, timeout=180)
+        a = self.post(OWN + "/images", spec, timeout=5 * PATIENCE)
         if a.status != 200:
             return {"error": a.json, "status": a.status}
         return json.loads(a.text.strip().splitlines()[-1])
 
     def run(self, image, query="", **kw):
         kw["imageIdentifier"] = image
-        return self.post(AWS + "/microvms" + query, kw)
+        return self.post(AWS + "/microvms" + patient(query), kw)
 
     def vm(self, ident, query=""):
         return self.get(f"{AWS}/microvms/{urllib.parse.quote(ident, safe='')}"
-                        f"{query}")
+                        f"{patient(query)}")
 
     def op(self, ident, verb, query=""):
-        return self.post(f"{AWS}/microvms/{ident}/{verb}{query}")
+        return self.post(f"{AWS}/microvms/{ident}/{verb}{patient(query)}")
 
     def end(self, ident):
         return self.delete(f"{AWS}/microvms/{ident}")
@@ -240,15 +320,16 @@ class Thawd:
     def logs(self, ident, query=""):
         return self.get(f"{OWN}/microvms/{ident}/logs{query}").text
 
-    def wait_log(self, ident, text, timeout=20):
+    def wait_log(self, ident, text, timeout=PATIENCE):
         """The log once a whole line of it has the text: a guest prints byte by
         byte, and what is read between two of them ends anywhere."""
-        end = time.time() + timeout
-        while time.time() < end:
+        got = ""
+
+        def said():
+            nonlocal got
             got = self.logs(ident)
-            if text in got[:got.rfind("\n") + 1]:
-                return got
-            time.sleep(0.02)
+            return text in got[:got.rfind("\n") + 1]
+        until(said, timeout)
         return got
 
     def stats(self):
