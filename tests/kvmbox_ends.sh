@@ -26,23 +26,25 @@ case $what in
 fine) echo "exit 7" >&9 ;;
 killed | unborn) kill -KILL $$ ;;
 crashed) kill -SEGV $$ ;;
-silent) exec sleep 60 ;;
+silent) exec sleep 600 ;;
 panics) echo "[ 1.0] Kernel panic - not syncing: stack" >"$run/console" ;;
 pulse)
-	# Five a second are due.
-	read -r -t 4 -n 10 got <"$run/pulse.in"
+	# Five a second are due; here ten, whenever.
+	read -r -t 120 -n 10 got <"$run/pulse.in"
 	echo "exit ${#got}" >&9
 	;;
 esac
 EOF
 chmod +x "$dir/bin/qemu-system-x86_64"
 
-# ends CODE WORD TEXT [OPTION…]: kvmbox's exit code with such an emulator.
+# ends CODE WORD TEXT [OPTION…]: kvmbox's exit code with such an emulator. For a
+# sign of life there are $limit seconds.
+limit=300
 ends()
 {
 	local code
 
-	PATH=$dir/bin:$PATH THAW_CACHE=$dir/cache KVMBOX_BEAT_LIMIT=3 \
+	PATH=$dir/bin:$PATH THAW_CACHE=$dir/cache KVMBOX_BEAT_LIMIT=$limit \
 		TMPDIR=$dir "$ROOT/scripts/kvmbox" --share "$dir/share" \
 		--memory 768M "${@:4}" -- "$2" >"$dir/log" 2>&1
 	code=$?
@@ -57,14 +59,14 @@ ends()
 }
 
 ends 7 fine "the command's own code"
-ends 123 silent "no sign of life: the machine stopped"
+limit=3 ends 123 silent "no sign of life: the machine stopped"
 ends 123 killed "the emulator was killed: the machine stopped"
 ends 123 crashed "the emulator crashed: the machine stopped"
 ends 123 panics "its kernel panicked: the machine stopped"
 ends 125 ended "the VM ended itself: a failure"
 ends 125 unborn "it never began: a failure"
 ends 124 silent "time is up, and that alone" --timeout 1
-ends 10 pulse "pulses come, several a second"
+ends 10 pulse "pulses come, one after the other"
 n=$((n + 1))
 if compgen -G "$dir/kvmbox.*" >/dev/null; then
 	echo "not ok $n - nothing is left behind"

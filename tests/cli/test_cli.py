@@ -20,6 +20,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from fake_thawd import (FakeThawd, Frames, UPGRADE, answer, chunked, error,
                         frame)
 
+PATIENCE = 120  # seconds for whatever is waited for
 THAW = os.path.abspath(sys.argv[1])
 TOP = tempfile.mkdtemp(prefix="thaw-cli-test-")
 SOCK = os.path.join(TOP, "s")
@@ -46,7 +47,17 @@ def thaw(*args, stdin="", env=None, socket_path=SOCK):
     e = dict(os.environ, THAW_SOCKET=socket_path, LC_ALL="C.UTF-8")
     e.update(env or {})
     return subprocess.run([THAW, *args], input=stdin, capture_output=True,
-                          text=True, timeout=30, env=e)
+                          text=True, timeout=PATIENCE, env=e)
+
+
+def until(true):
+    """Asks until the answer is true; the last one."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        got = true()
+        if got or time.monotonic() > end:
+            return got
+        time.sleep(0.02)
 
 
 def serve(table):
@@ -550,12 +561,11 @@ def calls():
 
     def silent(r, conn):
         conn.sendall(UPGRADE)
-        time.sleep(3)
+        while conn.recv(65536):  # until it has gone
+            pass
     FAKE.handle = silent
-    t = time.time()
     r = thaw("call", ID, "/", "-p", "1", "--timeout", "1")
-    check(r.returncode == 1 and "too long" in r.stderr and time.time() - t < 2.5,
-          "call --timeout", r)
+    check(r.returncode == 1 and "too long" in r.stderr, "call --timeout", r)
 
 
 def listeners():
@@ -793,7 +803,7 @@ def tops():
         rows = [x.split() for x in r.stdout.splitlines()]
         check(r.returncode == 0 and rows[0][:5] == ["ID", "NAME", "IMAGE",
               "STATE", "CPU"] and len(rows) == 4 and rows[1][0] ==
-              "microvm-0123abcd" and float(rows[1][4].rstrip("%")) > 10
+              "microvm-0123abcd" and float(rows[1][4].rstrip("%")) > 0
               and rows[1][5:11] == "3.0 MiB 512 MiB 5.0 MiB".split(),
               "top: the busiest first, one snapshot without a terminal", r)
         check(rows[3][3] == "SUSPENDED" and rows[3][4:6] == ["-", "-"],
@@ -804,10 +814,10 @@ def tops():
         j = json.loads(r.stdout)
         check([v["thaw"]["name"] for v in j] == ["a", "s", "web"]
               and j[0]["thaw"]["usage"]["privateBytes"] == 9 << 20
-              and j[2]["thaw"]["cpuPercent"] > 10, "top --json", r)
+              and j[2]["thaw"]["cpuPercent"] > 0, "top --json", r)
         pid, fd = pty.fork()
         if pid == 0:
-            os.execv(THAW, [THAW, "--socket", SOCK, "top", "-i", "60"])
+            os.execv(THAW, [THAW, "--socket", SOCK, "top", "-i", "3000"])
         out = b""
         while b"started" not in out.lower() or b"name" not in out:
             out += os.read(fd, 65536)
@@ -992,7 +1002,7 @@ def exec_signals():
                          stdout=subprocess.PIPE)
     p.stdout.readline()
     p.send_signal(signal.SIGINT)
-    check(p.wait(10) == 130 and (SIGNAL, struct.pack("<I", 2)) in frames,
+    check(p.wait(PATIENCE) == 130 and (SIGNAL, struct.pack("<I", 2)) in frames,
           "Ctrl-C goes to the command", frames)
 
 
@@ -1020,19 +1030,18 @@ def exec_tty():
     out = b""
     while b"prompt" not in out:
         out += os.read(fd, 1000)
-    time.sleep(0.3)
-    cooked = termios.tcgetattr(fd)[3] & termios.ECHO
+    raw = until(lambda: not termios.tcgetattr(fd)[3] & termios.ECHO)
     os.write(fd, b"\x03\x1a")
-    time.sleep(0.2)
+    until(lambda: any(k == STDIN and d for k, d in frames[1:]))
     fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 132, 0, 0))
     os.kill(pid, signal.SIGWINCH)
-    time.sleep(0.2)
+    until(lambda: (RESIZE, struct.pack("<HH", 50, 132)) in frames)
     os.write(fd, b"\x04")
     status = os.waitpid(pid, 0)[1]
     check(os.waitstatus_to_exitcode(status) == 3, "-it passes the exit code")
     check(frames[0][1]["tty"] is True and frames[0][1]["env"] == ["TERM=vt100"],
           "-t asks for a terminal of this kind", frames[0])
-    check(not cooked and any(k == STDIN and b"\x03\x1a" in d
+    check(raw and any(k == STDIN and b"\x03\x1a" in d
                              for k, d in frames[1:]),
           "the terminal is raw: Ctrl-C and Ctrl-Z are bytes", frames)
     check((RESIZE, struct.pack("<HH", 50, 132)) in frames,
@@ -1078,18 +1087,22 @@ def forwards():
         good += data == b"early got %d from port 8080" % (i * 10000)
         s.close()
     check(good == 20, "20 connections at once, each half-closed", good)
-    time.sleep(0.1)
-    used = sum(int(x) for x in
-               open(f"/proc/{p.pid}/stat").read().rsplit(")", 1)[1].split()[11:13])
-    time.sleep(0.5)
-    more = sum(int(x) for x in
-               open(f"/proc/{p.pid}/stat").read().rsplit(")", 1)[1].split()[11:13])
-    check(more - used <= 2, "at rest it uses no CPU", more - used)
+
+    def used():
+        with open(f"/proc/{p.pid}/stat") as f:
+            return sum(int(x) for x in f.read().rsplit(")", 1)[1].split()[11:13])
+    for _ in range(10):  # it comes to rest
+        before = used()
+        time.sleep(0.5)
+        more = used() - before
+        if more <= 2:
+            break
+    check(more <= 2, "at rest it uses no CPU", more)
     again = thaw("forward", ID, f"{port}:80")
     check(again.returncode == 1 and "cannot listen" in again.stderr,
           "a port that is taken", again)
     p.send_signal(signal.SIGINT)
-    check(p.wait(10) == 0, "Ctrl-C ends it cleanly")
+    check(p.wait(PATIENCE) == 0, "Ctrl-C ends it cleanly")
     serve({f"GET {VM}": answer(vm("SUSPENDED"))})
     r = thaw("forward", ID, "0:80")
     check(r.returncode == 4, "forward to a suspended one is a conflict", r)

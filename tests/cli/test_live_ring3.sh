@@ -39,16 +39,34 @@ is() # GOT WANTED TEXT
 	[[ $1 == "$2" ]] || printf '%s\n' "$1" | sed 's/^/# got: /'
 }
 
+# await COMMAND…: until it succeeds, however slow the machine; its status.
+await()
+{
+	local end=$((SECONDS + 120))
+
+	until "$@"; do
+		((SECONDS < end)) || return 1
+		sleep 0.1
+	done
+}
+
+answers()
+{
+	thaw ps >/dev/null 2>&1
+}
+
+logs_have() # VM TEXT
+{
+	thaw logs "$1" >"$log" 2>&1
+	grep -q "$2" "$log"
+}
+
 start()
 {
 	"$BIN/thawd" --state "$work/state" --socket "$THAW_SOCKET" \
 		>>"$work/thawd.out" 2>&1 &
 	daemon=$!
-	for ((i = 0; i < 200; i++)); do
-		thaw ps >/dev/null 2>&1 && return 0
-		sleep 0.1
-	done
-	return 1
+	await answers
 }
 
 finish()
@@ -104,12 +122,7 @@ ok $? "run prints an id"
 is "$(thaw ps -q)" "$id" "ps -q"
 is "$(thaw ps --no-header | awk '{print $2, $3, $4, $NF}')" \
 	"one ring RUNNING tier=a" "ps"
-for ((i = 0; i < 50; i++)); do
-	thaw logs one >"$log" 2>&1
-	grep -q GOOD "$log" && break
-	sleep 0.1
-done
-grep -q "GOOD 12288" "$log"
+await logs_have one "GOOD 12288"
 ok $? "every page of the copy is right, and logs show it"
 is "$(thaw logs --tail 1 one | wc -l)" 1 "logs --tail"
 is "$(thaw inspect one | jq -r .microvmId)" "$id" "inspect by name"
@@ -164,11 +177,7 @@ ok $? "events --since goes on after a cursor"
 "$BIN/thaw" events -f --since "$cursor" --json >"$work/follow" 2>&1 &
 follower=$!
 thaw run ring --name late >/dev/null
-for ((i = 0; i < 50; i++)); do
-	grep -q late "$work/follow" && break
-	sleep 0.1
-done
-grep -q late "$work/follow"
+await grep -q late "$work/follow"
 ok $? "events -f follows"
 kill "$follower"
 wait "$follower" 2>/dev/null
