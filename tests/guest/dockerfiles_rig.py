@@ -23,7 +23,7 @@ def folder(name, files):
     return top
 
 
-def ask(t, vm, port, path, timeout=120):
+def ask(t, vm, port, path, timeout=rig.PATIENCE):
     """GET of a port in the guest: the whole answer."""
     s = t.upgrade(f"{rig.OWN}/microvms/{vm}/forward?port={port}",
                   "thaw-forward")
@@ -68,7 +68,7 @@ def builds_and_answers(site, name, case, memory):
         return
     built = time.time()
     vm = t.run(name).json["microvmId"]
-    g = t.vm(vm, "?wait=RUNNING&timeout=120").json
+    g = t.vm(vm, "?wait=RUNNING").json
     rig.equal(g["state"], "RUNNING", f"{name}: it runs")
     got = ask(t, vm, port, path)
     rig.check(" 200 " in got.split("\n")[0] and all(p in got for p in parts),

@@ -5,7 +5,8 @@
        at most); a gRPC call (unary, any method) its message
 9090   HTTP/1.1 by hand, and the last to listen: /upload tells length and CRC of
        what came, /download?N sends N bytes, /events are five server-sent ones,
-       /ws is a WebSocket that says what it is told
+       each after /seen of the one before, /ws is a WebSocket that says what it is
+       told
 """
 import base64
 import hashlib
@@ -19,6 +20,7 @@ import zlib
 
 sys.path.insert(0, "/opt")  # h2_server, h2 and what it needs
 BLOCK = bytes(range(256)) * 256
+seen = threading.Semaphore(0)
 
 
 def listen(port, handler):
@@ -117,7 +119,10 @@ def http1(s):
         s.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
         for i in range(5):
             s.sendall(b"data: %d\n\n" % i)
-            time.sleep(0.4)
+            seen.acquire()
+    elif path == "/seen":
+        seen.release()
+        answer(s, b"")
     elif path == "/upload":
         n = crc = 0
         for data in chunks(f, fields):

@@ -59,10 +59,10 @@ class Site:
         self.forwards = {}
 
     def start(self):
-        self.thawd.start(timeout=60)
+        self.thawd.start()
         return self
 
-    def thaw(self, *args, ok=True, stdin=None, timeout=300):
+    def thaw(self, *args, ok=True, stdin=None, timeout=600):
         """Runs the command line; its completed process."""
         r = subprocess.run(
             [os.path.join(BIN, "thaw"), "--socket", self.thawd.sock, *args],
@@ -99,7 +99,7 @@ class Site:
         except OSError:  # EIO: the other side is closed
             pass
         os.close(ours)
-        p.wait(60)
+        p.wait(rig.PATIENCE)
         return shown.decode(errors="replace")
 
     def run(self, image, *options):
@@ -119,7 +119,7 @@ class Site:
     def pid(self, vm):
         return self.inspect(vm)["thaw"]["pid"]
 
-    def get(self, vm, path, timeout=240):
+    def get(self, vm, path, timeout=rig.PATIENCE):
         """GET of the application in the guest, over `thaw forward`."""
         c = http.client.HTTPConnection("127.0.0.1", self.forward(vm),
                                        timeout=timeout)
@@ -148,11 +148,16 @@ class Site:
             self.forwards[vm] = (p, int(line.split(" ")[0].rsplit(":")[1]))
         return self.forwards[vm][1]
 
-    def wait_state(self, vm, state, timeout=60):
-        end = time.time() + timeout
-        while self.state(vm) != state and time.time() < end:
-            time.sleep(0.1)
+    def wait_state(self, vm, state):
+        rig.until(lambda: self.state(vm) == state)
         return self.state(vm)
+
+    def clock_is_right(self, vm, name):
+        """However long it takes to ask the guest for its time."""
+        was = time.time()
+        got = int(self.sh(vm, "date +%s"))
+        rig.check(was - 3 <= got <= time.time() + 3, name,
+                  f"{got}, asked from {was} to {time.time()}")
 
     def tell(self):
         """At a red end: what thawd had to say."""
@@ -170,18 +175,15 @@ class Site:
         self.thawd.remove()
 
 
-def gone(pid, timeout=20):
+def gone(pid):
     """True once the process is gone."""
-    end = time.time() + timeout
-    while time.time() < end:
+    def dead():
         try:
             with open(f"/proc/{pid}/stat") as f:
-                if f.read().rsplit(")", 1)[1].split()[0] == "Z":
-                    return True
+                return f.read().rsplit(")", 1)[1].split()[0] == "Z"
         except OSError:
             return True
-        time.sleep(0.05)
-    return False
+    return rig.until(dead)
 
 
 def smaps_kib(pid, field="Pss:", skip=()):

@@ -36,6 +36,17 @@ is() # GOT WANTED TEXT
 	[[ $1 == "$2" ]] || printf '%s\n' "$1" | sed 's/^/# got: /'
 }
 
+# await COMMAND…: until it succeeds, however slow the machine; its status.
+await()
+{
+	local end=$((SECONDS + 300))
+
+	until "$@"; do
+		((SECONDS < end)) || return 1
+		sleep 0.1
+	done
+}
+
 finish()
 {
 	[[ -z ${daemon-} ]] || kill "$daemon" 2>/dev/null
@@ -69,27 +80,27 @@ start_daemon()
 		--kernel "$THAW_KERNEL" --initrd "$THAW_INITRD" \
 		>"$THAW_WORK/thawd.out" 2>&1 &
 	daemon=$!
-	for ((i = 0; i < 300; i++)); do
-		[[ ! -S $THAW_SOCKET ]] || return 0
-		sleep 0.2
-	done
-	return 1
+	await answers
+}
+
+answers()
+{
+	thaw ps >/dev/null 2>&1
 }
 
 # thawd leaves nothing of a build that has ended but the logs of those that made
 # an image (of LOGS, one image each).
 clean() # LOGS
 {
-	local i left
-
-	for ((i = 0; i < 100; i++)); do
-		left=$(find "$state" -name 'build-*' ! -path '*/logs/*')
-		[[ -z $left && $(find "$state/logs" -name 'build-*.log' |
-			wc -l) == "$1" ]] && return 0
-		sleep 0.1
-	done
+	await is_clean "$1" && return 0
 	find "$state" -name 'build-*' | sed 's/^/# left: /'
 	return 1
+}
+
+is_clean() # LOGS
+{
+	[[ -z $(find "$state" -name 'build-*' ! -path '*/logs/*') &&
+		$(find "$state/logs" -name 'build-*.log' | wc -l) == "$1" ]]
 }
 
 trap finish EXIT
@@ -146,10 +157,7 @@ ok $? "they are two machines: $one, $two"
 
 "$THAW_BIN/thaw" forward a 0:8080 >"$THAW_WORK/fwd" 2>&1 &
 fwd=$!
-for ((i = 0; i < 100; i++)); do
-	[[ -s $THAW_WORK/fwd ]] && break
-	sleep 0.1
-done
+await test -s "$THAW_WORK/fwd"
 addr=$(cut -d' ' -f1 "$THAW_WORK/fwd")
 is "$(busybox wget -qO- "http://$addr/")" "hello from the disk" \
 	"forward reaches the application"
@@ -160,8 +168,12 @@ kill -TERM "$fwd"
 wait "$fwd"
 is $? 0 "forward ends cleanly"
 fwd=
-thaw logs a >"$log"
-grep -q "response:200" "$log"
+logs_have() # VM TEXT
+{
+	thaw logs "$1" >"$log"
+	grep -q "$2" "$log"
+}
+await logs_have a "response:200"
 ok $? "logs have what the application printed" "$log"
 
 is "$(thaw call a /)" "hello from the disk" \

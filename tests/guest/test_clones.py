@@ -119,7 +119,7 @@ def settled(read):
         time.sleep(0.5)
         now = read()
         same = same + 1 if now == last else 0
-        if same == 3:
+        if same == 6:
             return now
         last = now
     rig.diag(f"did not settle: {last}")

@@ -22,7 +22,7 @@ import live  # noqa: E402
 from clients import CONNECTOR  # noqa: E402
 from live import BASE, ROLE, good, image_arn, refused  # noqa: E402
 
-PORTS = clients.free_port(), clients.free_port()
+PORTS = rig.free_port(), rig.free_port()
 site = lr.Site("--bases", image_bases.store(), "--listen", f"127.0.0.1:{PORTS[0]}",
                "--endpoint", f"127.0.0.1:{PORTS[1]}")
 t = site.thawd
@@ -93,7 +93,7 @@ def wait(c, op, states, seconds, **given):
         time.sleep(0.5)
 
 
-def wait_vm(c, ident, state, seconds=180):
+def wait_vm(c, ident, state, seconds=rig.PATIENCE):
     return wait(c, "GetMicrovm", (state, "TERMINATED"), seconds,
                 microvmIdentifier=ident)
 
@@ -221,7 +221,7 @@ def test_scopes():
         both_ports = token_for(c, vm["id"], APP, HOOKS)
         rig.equal(get(vm["endpoint"], both_ports, port=HOOKS)[0], 200,
                   f"{c.name}: a token for two ports")
-        all_ports = good(c.call("CreateMicrovmAuthToken", expirationInMinutes=1,
+        all_ports = good(c.call("CreateMicrovmAuthToken", expirationInMinutes=30,
                                 microvmIdentifier=vm["id"],
                                 allowedPorts=[{"allPorts": {}}]),
                          "CreateMicrovmAuthToken", c.name)["authToken"]
@@ -279,16 +279,17 @@ async def shell_says(endpoint, token, line):
     host = endpoint.rsplit(":", 1)[0]
     async with websockets.connect(
             f"wss://{endpoint}/shell", ssl=tls(), host="127.0.0.1",
-            port=PORTS[1], server_hostname=host, open_timeout=120,
+            port=PORTS[1], server_hostname=host, open_timeout=rig.PATIENCE,
+            ping_interval=None, close_timeout=rig.PATIENCE,
             subprotocols=["lambda-microvms",
                           "lambda-microvms.authentication." + token]) as ws:
-        first = json.loads(await asyncio.wait_for(ws.recv(), 120))
+        first = json.loads(await asyncio.wait_for(ws.recv(), rig.PATIENCE))
         await ws.send('{"type":"resize","cols":120,"rows":40}')
         await ws.send(line.encode())
         got = b""
         try:
             while True:
-                part = await asyncio.wait_for(ws.recv(), 120)
+                part = await asyncio.wait_for(ws.recv(), rig.PATIENCE)
                 got += part if isinstance(part, bytes) else part.encode()
         except websockets.ConnectionClosed:
             pass
@@ -329,7 +330,7 @@ def test_restart():
          "SuspendMicrovm", c.name)
     wait_vm(c, vm["id"], "SUSPENDED")
     t.stop()
-    t.start(timeout=60)
+    t.start()
     rig.equal(get(vm["endpoint"], vm["token"], "/state"), (200, c.name),
               "a restart later its token is good, and it has its memory")
 

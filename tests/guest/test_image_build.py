@@ -92,9 +92,9 @@ def create(name, path, **more):
         **more})
 
 
-def settle(name, seconds=900):
-    end = time.time() + seconds
-    while time.time() < end:
+def settle(name, seconds=1200):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
         g = t.get(f"{IMAGES}/{name}").json
         if g["state"] not in ("CREATING", "UPDATING"):
             break

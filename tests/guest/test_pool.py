@@ -19,10 +19,8 @@ def pool():
     return site.thawd.get(rig.OWN + "/pools/pattern").json
 
 
-def parked(n, timeout=120):
-    end = time.time() + timeout
-    while pool()["parked"] != n and time.time() < end:
-        time.sleep(0.2)
+def parked(n):
+    rig.until(lambda: pool()["parked"] == n)
     return pool()["parked"]
 
 
@@ -56,12 +54,15 @@ def test_parked():
     rig.equal(parked(2), 2, "thaw-pool parks two guests with an agent")
     site.out("pool", "set", "pattern", "2")
     site.filler.terminate()
-    rig.equal(site.filler.wait(60), 0, "thaw-pool ends; they wait on")
+    rig.equal(site.filler.wait(rig.PATIENCE), 0, "thaw-pool ends; they wait on")
     pids = [v["thaw"]["pid"] for v in waiting()]
-    before = sum(cpu_ns(p) for p in pids)
-    time.sleep(WAIT_S)
-    rig.equal(sum(cpu_ns(p) for p in pids) - before, 0,
-              f"and use no processor time in {WAIT_S} s")
+    for _ in range(3):  # what is not asleep yet gets more time
+        before = sum(cpu_ns(p) for p in pids)
+        time.sleep(WAIT_S)
+        used = sum(cpu_ns(p) for p in pids) - before
+        if not used:
+            break
+    rig.equal(used, 0, f"and use no processor time in {WAIT_S} s")
 
 
 def test_claims():
@@ -74,8 +75,7 @@ def test_claims():
                   f"{name} is claimed")
         rig.check(vm in ids, "and is one of those that waited", (vm, ids))
         ids.discard(vm)
-        off = abs(int(site.sh(name, "date +%s")) - time.time())
-        rig.check(off <= 3, f"{name}: its clock is right", f"off by {off} s")
+        site.clock_is_right(name, f"{name}: its clock is right")
         rig.equal(site.sh(name, "hostname"), name,
                   f"{name}: its host name is the claim's")
         rig.equal(site.get(name, "/check"), GOOD,
@@ -98,9 +98,7 @@ def test_identity():
 
 def test_goes_on():
     site.get("p1", "/say?claimed")
-    end = time.time() + 30
-    while "said claimed" not in site.out("logs", "p1") and time.time() < end:
-        time.sleep(0.2)
+    rig.until(lambda: "said claimed" in site.out("logs", "p1"))
     rig.contains(site.out("logs", "p1"), "said claimed",
                  "what a claimed one prints is in its log")
     rig.equal(site.get("p1", "/dirty?7"), "DIRTIED", "it rewrites memory")

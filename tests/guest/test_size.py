@@ -176,7 +176,8 @@ def test_cell():
 
 def test_thawd():
     site.thawd.restart()
-    time.sleep(2)
+    rig.until(lambda: lr.smaps_kib(site.thawd.main_pid(), skip=("memfd:",)) <=
+              32 * 1024)
     pss = lr.smaps_kib(site.thawd.main_pid(), skip=("memfd:",))
     rig.diag(f"thawd at rest: {pss} KiB PSS")
     rig.check(pss <= 32 * 1024, "thawd at rest takes at most 32 MiB", pss)

@@ -68,12 +68,18 @@ def learned():
     return tuple(int(x) for x in m[-1]) if m else (0, 0)
 
 
-def laid_kib(image):
-    """Private memory of a clone that nobody has asked anything."""
+def laid_kib(image, more=0):
+    """Private memory of a clone that nobody has asked anything, once it is more
+    than this."""
     vm = site.run(image)
+    pid = site.pid(vm)
+
+    def private():
+        with open(f"/proc/{pid}/status") as f:
+            return int(re.search(r"RssAnon:\s+(\d+)", f.read()).group(1))
     time.sleep(2)
-    with open(f"/proc/{site.pid(vm)}/status") as f:
-        kib = int(re.search(r"RssAnon:\s+(\d+)", f.read()).group(1))
+    rig.until(lambda: private() > more)
+    kib = private()
     site.out("rm", "-f", vm)
     return kib
 
@@ -81,14 +87,16 @@ def laid_kib(image):
 def thaws(how, image, count):
     before = laid_kib(image)
     clones(how, image, count, "while their sets are being learned")
-    time.sleep(5)  # what is learned is written after 2 s
+    rig.until(lambda: learned()[1] > 1024)
+    time.sleep(5)  # what is learned later is written after 2 s
     total, written = learned()
     rig.diag(f"{image}: working set {total} KiB, {written} KiB of it written")
     rig.check(written > 1024, f"{image}: a write set was learned", written)
     for what in ("once they are learned", "when they come from disk"):
         clones(how, image, count, what)
-        private = laid_kib(image)
-        rig.check(private > before + (written - before) / 2,
+        least = before + (written - before) / 2
+        private = laid_kib(image, least)
+        rig.check(private > least,
                   f"{image}: the write set is laid ahead {what}",
                   (before, private, written))
         site.thawd.restart()

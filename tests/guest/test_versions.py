@@ -39,6 +39,8 @@ def store_bytes(worksets=True):
 
 def settled():
     """Once old working sets are gone, which a worker removes."""
+    rig.until(lambda: len({f.split(".")[0] for _, _, files in os.walk(store)
+                           for f in files if f.endswith(".ws")}) <= 1)
     time.sleep(3)
     return store_bytes()
 
