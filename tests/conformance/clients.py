@@ -122,6 +122,9 @@ class Boto:
                                               for i in p["items"]]),
                             "pages": len(pages)})
 
+    def again(self):
+        """thawd was away: urllib3 sees by itself which connections have ended."""
+
     def close(self):
         self.client.close()
 
@@ -146,7 +149,12 @@ class Js:
              os.path.join(HERE, "sdk.mjs"), FOLDER], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, text=True,
             env={**os.environ, "NODE_NO_WARNINGS": "1"})
-        self.ask({"client": options})
+        self.options = options
+        self.again()
+
+    def again(self):
+        """Without connections; Node may not know yet that thawd has ended some."""
+        self.ask({"client": self.options})
 
     def ask(self, what):
         self.p.stdin.write(json.dumps(what) + "\n")

@@ -544,6 +544,8 @@ def test_client_tokens(_):
                   ("2.0", "2.0"), f"{c.name}: one update")
         made.append((c, given, up, x["imageArn"]))
     t.restart()
+    for c in both:
+        c.again()
     for c, given, ident in runs:
         r = c.call("RunMicrovm", **given)
         rig.equal(r.get("microvmId"), ident, f"{c.name}: after a restart")

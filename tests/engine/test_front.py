@@ -624,8 +624,7 @@ def test_websocket():
             seen.append(ws.request_headers)
             async for m in ws:
                 await ws.send(m)
-        patient = {"open_timeout": PATIENCE, "close_timeout": PATIENCE,
-                   "ping_interval": None}
+        patient = {"close_timeout": PATIENCE, "ping_interval": None}
         async with websockets.serve(app, "127.0.0.1", 0, **patient,
                                     max_size=8 * MIB) as plain, \
                 websockets.serve(app, "127.0.0.1", 0, **patient,
@@ -633,7 +632,8 @@ def test_websocket():
             port = plain.sockets[0].getsockname()[1]
             chat_port = chat.sockets[0].getsockname()[1]
             uri = f"ws://vm1.localhost:{f.port}/x"
-            at = {"host": "127.0.0.1", "port": f.port, **patient}
+            at = {"host": "127.0.0.1", "port": f.port,
+                  "open_timeout": PATIENCE, **patient}
             own = ["lambda-microvms", "lambda-microvms.authentication.good"]
             async with websockets.connect(
                     uri, **at, max_size=8 * MIB, subprotocols=own + [

@@ -22,6 +22,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import sigv4_clients as clients  # noqa: E402
 
 failures = count = 0
+NOW = int(time.time())  # for what is signed here, and for who verifies it
 
 
 def check(ok, what):
@@ -119,8 +120,7 @@ def made(name, expect="ok", method="GET", path="/2025-09-09/microvms", query=(),
          wire=None, headers=(), body="", at=None, names=None, date=None):
     """A case signed here. `wire`: the query as sent, where not encoded as usual;
     `date`: a (name, value) in place of X-Amz-Date."""
-    now = int(time.time())
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now if at is None else at))
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(NOW if at is None else at))
     headers = [("Host", "h:1"), date or ("X-Amz-Date", stamp)] + list(headers)
     names = names or sorted(k.lower() for k, _ in headers)
     auth = sign(method, path, query, headers, body, stamp, names)
@@ -128,13 +128,13 @@ def made(name, expect="ok", method="GET", path="/2025-09-09/microvms", query=(),
         wire = urllib.parse.urlencode(query, quote_via=urllib.parse.quote)
     return {"name": name, "expect": expect, "method": method, "path": path,
             "query": wire, "headers": [list(h) for h in headers] +
-            [["Authorization", auth]], "body": body, "now": now,
+            [["Authorization", auth]], "body": body, "now": NOW,
             "id": clients.ID, "secret": clients.SECRET, "service": "lambda",
             "region": clients.REGION}
 
 
 def odd_forms():
-    now = int(time.time())
+    now = NOW
     utc = time.gmtime(now)
     http_date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", utc)
     iso = time.strftime("%Y%m%dT%H%M%SZ", utc)

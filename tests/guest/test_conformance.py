@@ -331,6 +331,8 @@ def test_restart():
     wait_vm(c, vm["id"], "SUSPENDED")
     t.stop()
     t.start()
+    for other in both:
+        other.again()
     rig.equal(get(vm["endpoint"], vm["token"], "/state"), (200, c.name),
               "a restart later its token is good, and it has its memory")
 
