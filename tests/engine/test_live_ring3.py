@@ -303,6 +303,7 @@ def test_rest(_):
             check("image" in got, f"image {n + 2} of 10", got)
         t.restart()
         main, keeper = t.main_pid(), t.proc.pid
+        time.sleep(1.5)
         until(lambda: pss_kib(main) + pss_kib(keeper) <= 32 * 1024)
         kib = pss_kib(main) + pss_kib(keeper)
         diag(f"thawd at rest, 10 images: {kib} KiB PSS "

@@ -176,6 +176,7 @@ def test_cell():
 
 def test_thawd():
     site.thawd.restart()
+    time.sleep(2)
     rig.until(lambda: lr.smaps_kib(site.thawd.main_pid(), skip=("memfd:",)) <=
               32 * 1024)
     pss = lr.smaps_kib(site.thawd.main_pid(), skip=("memfd:",))
