@@ -18,7 +18,7 @@ CREDENTIALS = "/latest/meta-data/iam/security-credentials/execution_role"
 
 
 def ask(method, path, headers, host="169.254.169.254"):
-    c = http.client.HTTPConnection(host, 80, timeout=30)
+    c = http.client.HTTPConnection(host, 80, timeout=300)
     c.request(method, path, headers=headers)
     r = c.getresponse()
     return r.status, r.read().decode()

@@ -107,7 +107,7 @@ def settled():
     """The kernel's memory and the cells, once both stand still: what was
     freed late or cached (dentries, inodes) is gone, shells are refilled."""
     last = None
-    for _ in range(20):
+    for _ in range(60):
         os.sync()
         with open("/proc/sys/vm/drop_caches", "w") as f:
             f.write("2")
