@@ -15,12 +15,9 @@
 #include "hook.h"
 #include "jtext.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-
-#define LOG_PREFIX "build-"
 
 struct image_build {
 	struct image_build *next, **link;
@@ -56,55 +53,15 @@ static json_int_t int_of(const json_t *spec, const char *key)
 	return json_integer_value(json_object_get(spec, key));
 }
 
-// --- the log -----------------------------------------------------------------
-
-void image_log_name(const char *build_id, char out[REG_BUILD_ID + 8])
-{
-	snprintf(out, REG_BUILD_ID + 8, LOG_PREFIX "%s", build_id);
-}
-
-static bool has_build(const struct eng_images *ims, const char *id)
-{
-	size_t n;
-	struct reg_image *const *all = eng_reg_images(ims->env.reg, &n);
-
-	for (size_t i = 0; i < n; i++)
-		for (size_t k = 0; k < all[i]->nversions; k++)
-			if (!strcmp(all[i]->versions[k]->build_id, id))
-				return true;
-	return false;
-}
-
-void image_logs_sweep(const struct eng_images *ims)
-{
-	DIR *dp = opendir(ims->env.log_dir);
-	const struct dirent *de;
-	char id[REG_BUILD_ID + 1], name[REG_BUILD_ID + 8];
-
-	while (dp && (de = readdir(dp))) {
-		if (strncmp(de->d_name, LOG_PREFIX, sizeof(LOG_PREFIX) - 1))
-			continue;
-		snprintf(id, sizeof(id), "%s",
-			 de->d_name + sizeof(LOG_PREFIX) - 1);
-		image_log_name(id, name);
-		if (!has_build(ims, id))
-			vmlog_remove(ims->env.log_dir, name);
-	}
-	if (dp)
-		closedir(dp);
-}
+// --- its log -----------------------------------------------------------------
 
 static void open_log(struct image_build *b)
 {
-	char name[REG_BUILD_ID + 8];
 	struct err e = ERR_INIT;
 
-	image_log_name(b->build_id, name);
-	if (vmlog_open(&b->log, b->ims->env.build.loop, b->ims->env.log_dir,
-		       name, &e)) {
-		b->log = NULL;
+	b->log = image_log_open(b->ims, b->build_id, &e);
+	if (!b->log)
 		log_warn("image %s: its build has no log: %s", b->name, e.msg);
-	}
 }
 
 static void note(struct image_build *b, const char *stage, const char *text)
@@ -116,31 +73,14 @@ static void note(struct image_build *b, const char *stage, const char *text)
 		vmlog_write(b->log, line, MIN((size_t)n, sizeof(line) - 1));
 }
 
-struct vmlog *eng_image_log(struct eng_images *ims, const struct reg_image *im,
-			    const struct reg_version *v, bool *owned,
-			    struct err *e)
+struct vmlog *image_build_log(const struct image_build *b)
 {
-	struct image_build *b = image_building(ims, im->name);
-	char name[REG_BUILD_ID + 8];
-	cleanup_free char *path = NULL;
-	struct vmlog *log;
+	return b->log;
+}
 
-	*owned = !b || strcmp(b->build_id, v->build_id) != 0;
-	if (!*owned && b->log)
-		return b->log;
-	image_log_name(v->build_id, name);
-	if (asprintf(&path, "%s/%s.log", ims->env.log_dir, name) < 0)
-		abort();
-	if (!*owned || !v->build_id[0] || access(path, F_OK)) {
-		err_set(e, -ENOENT,
-			"no log was kept of the build of version %s of "
-			"MicroVM image %s",
-			v->version, im->name);
-		return NULL;
-	}
-	return vmlog_open(&log, ims->env.build.loop, ims->env.log_dir, name, e)
-		   ? NULL
-		   : log;
+bool image_build_is(const struct image_build *b, const char *build_id)
+{
+	return strcmp(b->build_id, build_id) == 0;
 }
 
 // --- life --------------------------------------------------------------------

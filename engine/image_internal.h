@@ -44,10 +44,20 @@ void image_build_of(struct image_build *b, struct reg_version *v);
 // Its requester hears of it.
 void image_build_tell(struct image_build *b,
 		      const struct image_build_events *ev, void *ctx);
-// The id under which it keeps its log.
+bool image_build_is(const struct image_build *b, const char *build_id);
+struct vmlog *image_build_log(const struct image_build *b); // NULL: it has none
+
+// --- the logs of builds (image_log.c) -----------------------------------------
+
+// The id under which a build keeps its log.
 void image_log_name(const char *build_id, char out[REG_BUILD_ID + 8]);
+// For its build to write, or to be read; NULL: `e` says why.
+struct vmlog *image_log_open(const struct eng_images *ims, const char *build_id,
+			     struct err *e);
 // Removes the logs of builds that no version is of.
 void image_logs_sweep(const struct eng_images *ims);
+
+// --- what requests say (image_spec.c, image_aws.c) -------------------------------
 
 // file:///PATH of an absolute path, percent-encoded; for free().
 char *image_file_uri(const char *path);
