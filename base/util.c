@@ -1,5 +1,6 @@
 #include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -98,6 +99,15 @@ int util_pwrite_all(int fd, const void *buf, size_t len, off_t off)
 		len -= (size_t)n;
 	}
 	return 0;
+}
+
+void util_oom_first(void)
+{
+	cleanup_fd int fd =
+	    open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+
+	if (fd >= 0)
+		(void)util_write_all(fd, "800", 3);
 }
 
 void util_random(void *buf, size_t len)

@@ -61,6 +61,9 @@ int util_read_all(int fd, void *buf, size_t len);
 int util_pread_all(int fd, void *buf, size_t len, off_t off);
 int util_pwrite_all(int fd, const void *buf, size_t len, off_t off);
 
+// When memory is short, this process and those that it starts go before others.
+void util_oom_first(void);
+
 // Fills `buf` from getrandom(2); aborts if the kernel cannot.
 void util_random(void *buf, size_t len);
 

@@ -197,6 +197,7 @@ int main(int argc, char **argv)
 	// File names in archives are UTF-8; any other locale would need
 	// conversion modules, loaded from inside the tree.
 	setlocale(LC_CTYPE, "C.UTF-8");
+	util_oom_first(); // a build goes before a microVM does
 	if (parse(argc, argv, &o)) {
 		fprintf(stderr,
 			"usage: thaw-mkdisk --source PATH --work DIR "

@@ -378,6 +378,12 @@ def cancel():
         os.mkdir(work)
     check(len(inside) >= 2 and p.poll() is None,
           "a run has processes of its own", inside)
+    adj = []
+    for d in (p.pid, *inside):
+        with open(f"/proc/{d}/oom_score_adj") as f:
+            adj.append(int(f.read()))
+    check(all(a == 800 for a in adj),
+          "and goes before microVMs where memory is short", adj)
     # The tar that reads for the peer is outside, what unpacks is not.
     jailed = [d for d in inside if namespace(d, "net") != namespace("self", "net")]
     check(jailed and all(namespace(d, ns) not in (None, namespace("self", ns))

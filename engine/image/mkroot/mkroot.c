@@ -401,7 +401,6 @@ static int parse(int argc, char **argv, struct mr_opts *o)
 static void settle_in(void)
 {
 	sigset_t set;
-	int fd;
 
 	// Without a parent-death signal a cancelled build would go on.
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -415,12 +414,7 @@ static void settle_in(void)
 	// File names in archives are UTF-8; any other locale would need
 	// conversion modules, loaded from inside the tree.
 	setlocale(LC_CTYPE, "C.UTF-8");
-	// When memory is short, a build goes before a microVM does.
-	fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-	if (fd >= 0) {
-		(void)util_write_all(fd, "800", 3);
-		close(fd);
-	}
+	util_oom_first(); // a build goes before a microVM does
 }
 
 int main(int argc, char **argv)
