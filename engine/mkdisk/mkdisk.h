@@ -37,6 +37,14 @@ struct mk_shared {
 	struct err error;
 };
 
+// tar's words for a root file system: everything of it that an image has, and the
+// same bytes each time.
+#define MK_TAR_WORDS                                                           \
+	"--create", "--format=posix", "--numeric-owner", "--xattrs",           \
+	    "--xattrs-include=user.*", "--xattrs-include=security.capability", \
+	    "--acls", "--sparse", "--one-file-system", "--sort=name",          \
+	    "--warning=no-file-ignored"
+
 // The stream of tar bytes: the file itself, or the output of a tar process.
 struct mk_source {
 	int fd;

@@ -71,21 +71,7 @@ static int become_peer(const struct mk_opts *o, struct err *e)
 
 static void tar_child(const struct mk_opts *o, int dir, int out, int err_fd)
 {
-	char *const argv[] = {"tar",
-			      "--create",
-			      "--format=posix",
-			      "--numeric-owner",
-			      "--xattrs",
-			      "--xattrs-include=user.*",
-			      "--xattrs-include=security.capability",
-			      "--acls",
-			      "--sparse",
-			      "--one-file-system",
-			      "--sort=name",
-			      "--warning=no-file-ignored",
-			      "--file=-",
-			      ".",
-			      NULL};
+	char *const argv[] = {"tar", MK_TAR_WORDS, "--file=-", ".", NULL};
 	char *const envp[] = {"PATH=/usr/bin:/bin", "LC_ALL=C", NULL};
 	struct err e = ERR_INIT;
 	int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
