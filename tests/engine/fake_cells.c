@@ -339,31 +339,38 @@ static void meet(const char *fifo)
 		close(fd);
 }
 
-static void capture_work(void *ctx)
+int fake_snapshot(struct pgc_store *store, const struct pgc_id *id,
+		  const struct pgc_id *parent, const char *config,
+		  struct err *e)
 {
-	static uint8_t page[PGC_PAGE] = "fake";
-	struct fake_capture *k = ctx;
+	static const uint8_t page[PGC_PAGE] = "fake";
 	const uint64_t npages[PGC_NUM_STREAMS] = {1, 0};
 	struct pgc_builder *b;
+	int rc = pgc_builder_begin(store, id, parent, npages, &b, e);
+
+	if (rc)
+		return rc;
+	rc = pgc_builder_put(b, PGC_MEM, 0, page, 1, e);
+	if (!rc && config)
+		rc = pgc_builder_blob(b, "config", config, strlen(config), e);
+	if (!rc)
+		return pgc_builder_commit(b, e);
+	pgc_builder_abort(b);
+	return rc;
+}
+
+static void capture_work(void *ctx)
+{
+	struct fake_capture *k = ctx;
 
 	meet(k->held);
 	if (k->stuck) {
 		k->rc = err_set(&k->e, -EIO, "the fake guest is stuck");
 		return;
 	}
-	k->rc = pgc_builder_begin(k->cells->store, &k->req.id,
-				  k->req.image ? NULL : &k->parent, npages, &b,
-				  &k->e);
-	if (k->rc)
-		return;
-	k->rc = pgc_builder_put(b, PGC_MEM, 0, page, 1, &k->e);
-	if (!k->rc && k->config)
-		k->rc = pgc_builder_blob(b, "config", k->config,
-					 strlen(k->config), &k->e);
-	if (k->rc)
-		pgc_builder_abort(b);
-	else
-		k->rc = pgc_builder_commit(b, &k->e);
+	k->rc =
+	    fake_snapshot(k->cells->store, &k->req.id,
+			  k->req.image ? NULL : &k->parent, k->config, &k->e);
 	meet(k->kept);
 }
 

@@ -2,6 +2,8 @@
 #ifndef THAW_FAKE_CELLS_H
 #define THAW_FAKE_CELLS_H
 
+#include "pagecache.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -26,6 +28,11 @@ struct fake_agent {
 	bool stuck;	      // it answers no FREEZE but with an error
 };
 extern struct fake_agent fake_agent;
+
+// A snapshot as a fake guest's capture makes it; `parent` and `config` may be NULL.
+int fake_snapshot(struct pgc_store *store, const struct pgc_id *id,
+		  const struct pgc_id *parent, const char *config,
+		  struct err *e);
 
 // Bytes between a stream of the engine's and 127.0.0.1:PORT of this host, each
 // end of file by itself (fake_bridge.c). NULL: nobody listens there. `fd` stays

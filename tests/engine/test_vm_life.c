@@ -231,21 +231,9 @@ static void end(void)
 	eng_loop_destroy(loop);
 }
 
-static void make_snapshot(struct pgc_id *id)
-{
-	static uint8_t page[PGC_PAGE] = "fake";
-	const uint64_t npages[PGC_NUM_STREAMS] = {1, 0};
-	struct err e = ERR_INIT;
-	struct pgc_builder *b;
-
-	util_random(id->b, sizeof(id->b));
-	cr_assert_eq(pgc_builder_begin(store, id, NULL, npages, &b, &e), 0);
-	cr_assert_eq(pgc_builder_put(b, PGC_MEM, 0, page, 1, &e), 0);
-	cr_assert_eq(pgc_builder_commit(b, &e), 0, "%s", e.msg);
-}
-
 static void setup(void)
 {
+	struct err e = ERR_INIT;
 	struct reg_txn *t;
 
 	signal(SIGPIPE, SIG_IGN); // as thawd does
@@ -264,7 +252,9 @@ static void setup(void)
 	version->active = true;
 	version->spec = json_object();
 	version->sizes = json_object();
-	make_snapshot(&version->snap);
+	util_random(version->snap.b, sizeof(version->snap.b));
+	cr_assert_eq(fake_snapshot(store, &version->snap, NULL, NULL, &e), 0,
+		     "%s", e.msg);
 	t = eng_reg_begin(reg);
 	eng_reg_put_image(t, image);
 	eng_reg_put_version(t, image, version);

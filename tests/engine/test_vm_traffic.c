@@ -1,5 +1,6 @@
 // Streams to a microVM's ports and wakes, with fake cells: what is resumed for
 // them, what they wait for, and how they end.
+#include "fake_cells.h"
 #include "vm_internal.h"
 
 #include <criterion/criterion.h>
@@ -54,19 +55,6 @@ static void turn(uint64_t ms)
 	eng_timer_destroy(t);
 }
 
-static void make_snapshot(struct pgc_id *id)
-{
-	static uint8_t page[PGC_PAGE] = "fake";
-	const uint64_t npages[PGC_NUM_STREAMS] = {1, 0};
-	struct err e = ERR_INIT;
-	struct pgc_builder *b;
-
-	util_random(id->b, sizeof(id->b));
-	cr_assert_eq(pgc_builder_begin(store, id, NULL, npages, &b, &e), 0);
-	cr_assert_eq(pgc_builder_put(b, PGC_MEM, 0, page, 1, &e), 0);
-	cr_assert_eq(pgc_builder_commit(b, &e), 0, "%s", e.msg);
-}
-
 static void setup(void)
 {
 	struct eng_cells_config cfg = {.struct_size = sizeof(cfg)};
@@ -103,7 +91,9 @@ static void setup(void)
 	version->active = true;
 	version->spec = json_object();
 	version->sizes = json_object();
-	make_snapshot(&version->snap);
+	util_random(version->snap.b, sizeof(version->snap.b));
+	cr_assert_eq(fake_snapshot(store, &version->snap, NULL, NULL, &e), 0,
+		     "%s", e.msg);
 	calls = ends = 0;
 	got = -1;
 }
