@@ -29,30 +29,6 @@
 
 // --- life ----------------------------------------------------------------------------
 
-static void stranger_in(struct conn *c)
-{
-	struct front *f = c->f;
-
-	c->slink = f->strangers_tail;
-	*c->slink = c;
-	f->strangers_tail = &c->snext;
-	f->stats.strangers++;
-}
-
-void conn_stranger_out(struct conn *c)
-{
-	if (!c->slink)
-		return;
-	*c->slink = c->snext;
-	if (c->snext)
-		c->snext->slink = c->slink;
-	else
-		c->f->strangers_tail = c->slink;
-	c->slink = NULL;
-	c->snext = NULL;
-	c->f->stats.strangers--;
-}
-
 static void unlink_conn(struct conn *c)
 {
 	*c->link = c->next;
@@ -80,7 +56,7 @@ void conn_kill(struct conn *c)
 	if (x)
 		xchg_drop(x);
 	h2_destroy(ptr_steal(c->h2));
-	conn_stranger_out(c);
+	place_fini(&c->place); // behind its exchanges
 	deadline_fini(&c->limit);
 	eng_watch_destroy(ptr_steal(c->sniff));
 	if (c->bev)
@@ -303,7 +279,7 @@ struct conn *conn_accept(struct front *f, int fd)
 	c->body.done = true;
 	link_conn(c, &f->conns);
 	f->stats.conns++;
-	stranger_in(c);
+	place_init(&c->place, f, c);
 	deadline_in(&c->limit, f->lim.head_ms);
 	if (!f->plain) {
 		good = open_tls(c);
@@ -321,9 +297,9 @@ struct conn *conn_accept(struct front *f, int fd)
 
 // --- for HTTP/2 ----------------------------------------------------------------------
 
-void conn_h2_admitted(struct conn *c)
+struct place *conn_place(struct conn *c)
 {
-	conn_stranger_out(c);
+	return &c->place;
 }
 
 void conn_h2_activity(struct conn *c)

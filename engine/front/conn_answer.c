@@ -50,11 +50,6 @@ void conn_refuse(struct conn *c, int status, const char *text)
 	conn_wind_up(c);
 }
 
-static void on_admitted(void *ctx)
-{
-	conn_stranger_out(ctx);
-}
-
 static void put_status(struct head_out *o, const struct head *h)
 {
 	head_put(o, "HTTP/1.1 %d %s\r\n", h->status, h->reason);
@@ -190,7 +185,6 @@ static void on_more(void *ctx)
 }
 
 const struct down_ops conn_ops = {
-    .admitted = on_admitted,
     .head = on_head,
     .data = on_data,
     .end = on_end,

@@ -17,9 +17,9 @@ enum conn_state {
 };
 
 struct conn {
-	struct conn *next, **link;   // all, or the dead
-	struct conn *snext, **slink; // the strangers, if slink
+	struct conn *next, **link; // all, or the dead
 	struct front *f;
+	struct place place;
 	enum conn_state state;
 	struct bufferevent *bev; // NULL while `sniff`
 	struct eng_watch *sniff;

@@ -33,7 +33,7 @@ static void start(struct conn *c)
 	body_begin(&c->body, h.framing, h.length);
 	c->state = CONN_BUSY;
 	deadline_in(&c->limit, c->body.done ? 0 : c->f->lim.body_ms);
-	c->x = xchg_create(c->f, &conn_ops, c, &h);
+	c->x = xchg_create(&c->place, &conn_ops, c, &h);
 	if (!c->x) {
 		conn_ops.fail(c, 500, "no memory for another request");
 		return;

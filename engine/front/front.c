@@ -1,10 +1,5 @@
 // The listener, what all connections share, and the end.
 //
-// Connections that have shown no good token yet are strangers. There are at most
-// max_strangers of them, and the oldest makes room for a newcomer: whoever opens
-// a thousand and says nothing pushes out their own, not those of clients that
-// have a token.
-//
 // Nothing is freed in its own callback: connections and exchanges that ended go
 // to the lists of the dead and are freed on a later turn.
 #include "front_internal.h"
@@ -70,44 +65,6 @@ void deadline_fini(struct deadline *d)
 	*d = (struct deadline){.timer = NULL};
 }
 
-// --- load ------------------------------------------------------------------------
-
-static struct vm_load **load_of(struct front *f, const void *vm)
-{
-	uint64_t h = (uint64_t)(uintptr_t)vm * 0x9e3779b97f4a7c15ull;
-	struct vm_load **at = &f->load[h >> 56];
-
-	while (*at && (*at)->vm != vm)
-		at = &(*at)->next;
-	return at;
-}
-
-bool front_load_take(struct front *f, void *vm)
-{
-	struct vm_load **at = load_of(f, vm);
-
-	if (!*at) {
-		*at = calloc(1, sizeof(**at));
-		if (!*at)
-			return false;
-		(*at)->vm = vm;
-	}
-	if ((*at)->n >= f->lim.max_per_vm)
-		return false;
-	(*at)->n++;
-	return true;
-}
-
-void front_load_drop(struct front *f, void *vm)
-{
-	struct vm_load **at = load_of(f, vm), *l = *at;
-
-	if (!l || --l->n)
-		return;
-	*at = l->next;
-	free(l);
-}
-
 // --- the dead ----------------------------------------------------------------------
 
 static void reap(struct front *f)
@@ -153,15 +110,9 @@ static void on_accept(struct evconnlistener *lev, evutil_socket_t fd,
 	(void)len;
 	eng_turn_begin(f->loop, "front accept");
 	f->stats.accepted++;
-	if (f->stats.conns >= f->lim.max_conns) {
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+	if (!places_make_room(f) || !conn_accept(f, fd))
 		close(fd);
-	} else {
-		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-		if (f->stats.strangers >= f->lim.max_strangers)
-			conn_kill(f->strangers);
-		if (!conn_accept(f, fd))
-			close(fd);
-	}
 	eng_turn_end(f->loop);
 }
 
@@ -268,7 +219,7 @@ int front_create(struct front **out, const struct front_config *cfg,
 	f->ctx = cfg->ctx;
 	f->plain = cfg->plain;
 	f->lim = cfg->limits;
-	f->strangers_tail = &f->strangers;
+	f->strangers.last = &f->strangers.first;
 	set_limits(&f->lim);
 	rc = start(f, cfg, e);
 	if (rc) {
@@ -311,6 +262,7 @@ void front_vm_gone(struct front *f, void *vm)
 		xchg_fail(x, 404, "this microVM is no more");
 		x = f->xchgs; // failing one may start or end others
 	}
+	places_vm_gone(f, vm); // their connections wait for it by now
 }
 
 void front_stop(struct front *f)

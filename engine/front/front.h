@@ -53,9 +53,11 @@ struct front_limits {
 	unsigned answer_ms; // silence of a guest that owes an answer: 900 s
 	unsigned relay_ms;  // silence on a WebSocket: 3600 s
 	unsigned half_closed_ms; // after one side's end of file: 60 s
-	unsigned max_conns;	 // 4096; more are closed at once
-	unsigned max_strangers;	 // without a token so far: 256; the oldest goes
-	unsigned max_per_vm;	 // requests at a time: 512; more get 429
+	// 4096. For one more, a connection between two requests makes room, of
+	// the microVM that has most of those; if there is none, it is closed.
+	unsigned max_conns;
+	unsigned max_strangers; // without a token so far: 256; the oldest goes
+	unsigned max_per_vm;	// requests at a time: 512; more get 429
 };
 
 struct front_config {
@@ -75,7 +77,7 @@ struct front_config {
 };
 
 struct front_stats {
-	unsigned conns, strangers, exchanges, opening;
+	unsigned conns, strangers, waiting, exchanges, opening;
 	uint64_t accepted, requests, refused;
 };
 

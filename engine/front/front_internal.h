@@ -1,10 +1,10 @@
 // Shared by the files of this folder only.
 //
-//   front.c    listener, limits, life        conn*.c    a client in HTTP/1.1
-//   proxy.c    one request and its answer    h2*.c      a client in HTTP/2
+//   front.c    listener, limits, life        places.c   who makes room for whom
+//   conn*.c    a client in HTTP/1.1          h2*.c      a client in HTTP/2
 //   guest.c    the guest in HTTP/1.1         h2guest.c  the guest in HTTP/2
-//   route.c    what the request asks of us   tls.c      certificates, handshakes
-//   head*.c, body.c                          messages as bytes (head.h)
+//   proxy.c    one request and its answer    route.c    what it asks of us
+//   tls.c      certificates, handshakes      head*.c, body.c  messages as bytes
 //
 // An exchange (struct xchg) stands between a client's side (struct down_ops) and
 // a guest's side (struct up_ops). Bytes are moved, not copied, and neither side
@@ -47,11 +47,27 @@ int deadline_init(struct deadline *d, struct eng_loop *l, void (*cb)(void *),
 void deadline_in(struct deadline *d, unsigned ms); // 0: never
 void deadline_fini(struct deadline *d);
 
-// How many exchanges a microVM has.
+// Connections that could make room, oldest first.
+struct places {
+	struct place *first, **last;
+	unsigned n;
+};
+
+// A connection's place (places.c tells the states).
+struct place {
+	struct front *f;
+	struct conn *conn;
+	struct place *next, **link; // among the strangers or waiting, if link
+	struct vm_load *load;	    // waits for it; NULL: a stranger
+	unsigned busy;		    // its exchanges
+};
+
+// A microVM that has exchanges or connections that wait for it.
 struct vm_load {
 	struct vm_load *next;
 	void *vm;
-	unsigned n;
+	unsigned n; // exchanges
+	struct places waiting;
 };
 
 struct front {
@@ -67,7 +83,7 @@ struct front {
 	struct eng_timer *accept_timer, *reap_timer;
 	struct front_tls *tls;
 	struct conn *conns, *dead_conns;
-	struct conn *strangers, **strangers_tail; // oldest first
+	struct places strangers;
 	struct xchg *xchgs, *dead_xchgs;
 	struct vm_load *load[FRONT_BUCKETS];
 	struct front_stats stats;
@@ -75,16 +91,26 @@ struct front {
 
 // Frees what is dead on a later turn.
 void front_reap_later(struct front *f);
-bool front_load_take(struct front *f, void *vm); // false: too many
-void front_load_drop(struct front *f, void *vm);
 bool front_put_out(struct bufferevent *bev, struct head_out *o); // frees it
 // The first contiguous bytes, or 0.
 size_t front_peek(struct evbuffer *in, const char **p);
 
+// --- places --------------------------------------------------------------------
+
+void place_init(struct place *p, struct front *f, struct conn *c);
+void place_fini(struct place *p);
+// The token of a request was good. False: the microVM has too many exchanges.
+bool place_take(struct place *p, void *vm);
+// The client's part in what place_take() counted is over, and: all of it is.
+void place_done(struct place *p, void *vm);
+void place_load_drop(struct front *f, void *vm);
+// For a newcomer; false: there is none. Only where no connection is at work.
+bool places_make_room(struct front *f);
+void places_vm_gone(struct front *f, void *vm); // it has no exchange any more
+
 // --- the client's side ---------------------------------------------------------
 
 struct down_ops {
-	void (*admitted)(void *down); // the token was good
 	// Interim heads and one final one. h->framing says whether a body
 	// follows; after 101 bytes follow as they are.
 	void (*head)(void *down, const struct head *h);
@@ -102,7 +128,7 @@ struct down_ops {
 struct conn *conn_accept(struct front *f, int fd);
 void conn_kill(struct conn *c);
 void conn_free(struct conn *c);
-void conn_stranger_out(struct conn *c);
+struct place *conn_place(struct conn *c);
 
 // --- the guest's side ------------------------------------------------------------
 
@@ -138,7 +164,8 @@ struct xchg {
 	struct front *f;
 	enum xchg_state state;
 	const struct down_ops *down;
-	void *down_ctx; // NULL: gone
+	void *down_ctx;	     // NULL: gone
+	struct place *place; // the client's; NULL: given back
 	const struct up_ops *up;
 	struct head req;
 	struct route route;
@@ -164,7 +191,7 @@ struct xchg {
 };
 
 // Consumes the head. NULL: no memory (the head is freed).
-struct xchg *xchg_create(struct front *f, const struct down_ops *down,
+struct xchg *xchg_create(struct place *p, const struct down_ops *down,
 			 void *down_ctx, struct head *req);
 void xchg_start(struct xchg *x); // may fail() before it returns
 // Bytes of the request's body are taken while it is not full.
@@ -207,7 +234,6 @@ bool h2_read(struct h2 *h);
 bool h2_wrote(struct h2 *h);
 void h2_destroy(struct h2 *h); // its exchanges are dropped
 bool h2_idle(const struct h2 *h);
-void conn_h2_admitted(struct conn *c);
 void conn_h2_activity(struct conn *c);
 
 #endif

@@ -243,11 +243,6 @@ static void on_fail(void *ctx, int status, const char *text)
 	on_head(st, &h);
 }
 
-static void on_admitted(void *ctx)
-{
-	conn_h2_admitted(((struct h2_stream *)ctx)->h2->conn);
-}
-
 bool h2_stream_full(struct h2_stream *st)
 {
 	return evbuffer_get_length(st->out) >= FRONT_HIGH;
@@ -267,7 +262,6 @@ static void on_more(void *ctx)
 }
 
 static const struct down_ops h2_ops = {
-    .admitted = on_admitted,
     .head = on_head,
     .data = on_data,
     .end = on_end,
@@ -356,7 +350,7 @@ void h2_stream_start(struct h2_stream *st)
 		return;
 	}
 	h.upgrade = NULL;
-	st->x = xchg_create(st->h2->f, &h2_ops, st, &h);
+	st->x = xchg_create(conn_place(st->h2->conn), &h2_ops, st, &h);
 	if (!st->x) {
 		on_fail(st, 500, "no memory for another request");
 		return;

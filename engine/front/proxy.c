@@ -85,6 +85,15 @@ size_t front_peek(struct evbuffer *in, const char **p)
 
 // --- the end -------------------------------------------------------------------------
 
+// Its client's connection is done with it.
+static void let_go(struct xchg *x)
+{
+	struct place *p = ptr_steal(x->place);
+
+	if (x->loaded && p)
+		place_done(p, x->vm);
+}
+
 static void over(struct xchg *x)
 {
 	struct front *f = x->f;
@@ -103,8 +112,9 @@ static void over(struct xchg *x)
 	if (x->bev)
 		bufferevent_free(x->bev);
 	x->bev = NULL;
+	let_go(x);
 	if (x->loaded)
-		front_load_drop(f, x->vm);
+		place_load_drop(f, x->vm);
 	x->vm = NULL;
 	*x->link = x->next;
 	if (x->next)
@@ -176,6 +186,7 @@ void xchg_release(struct xchg *x)
 		over(x);
 		return;
 	}
+	let_go(x);
 	x->down_ctx = NULL;
 	x->state = XCHG_FLUSHING;
 	bufferevent_setwatermark(x->bev, EV_WRITE, 0, 0);
@@ -359,9 +370,10 @@ static void opened(void *arg, int fd, const char *why)
 
 // --- the start -----------------------------------------------------------------------
 
-struct xchg *xchg_create(struct front *f, const struct down_ops *down,
+struct xchg *xchg_create(struct place *p, const struct down_ops *down,
 			 void *down_ctx, struct head *req)
 {
+	struct front *f = p->f;
 	struct xchg *x = calloc(1, sizeof(*x));
 
 	if (!x || deadline_init(&x->limit, f->loop, limit_passed, x,
@@ -373,6 +385,7 @@ struct xchg *xchg_create(struct front *f, const struct down_ops *down,
 	x->f = f;
 	x->down = down;
 	x->down_ctx = down_ctx;
+	x->place = p;
 	x->req = *req;
 	*req = (struct head){.text = NULL};
 	x->to_head = strcmp(x->req.method, "HEAD") == 0;
@@ -455,8 +468,7 @@ void xchg_start(struct xchg *x)
 	}
 	if (!allowed(x) || (x->shell && !shell_ready(x)))
 		return;
-	x->down->admitted(x->down_ctx);
-	x->loaded = front_load_take(f, x->vm);
+	x->loaded = place_take(x->place, x->vm);
 	if (!x->loaded) {
 		xchg_fail(x, 429, "too many requests to this microVM at once");
 		return;

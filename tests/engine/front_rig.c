@@ -38,7 +38,7 @@ struct rig {
 	struct eng_loop *loop;
 	struct front *front;
 	struct vm *vms;
-	unsigned delay_ms, shell_port, openings, cancelled;
+	unsigned delay_ms, shell_port, sndbuf, openings, cancelled;
 	struct eng_watch *input;
 	char line[256];
 	size_t have;
@@ -110,6 +110,9 @@ static int connect_to(unsigned port)
 				 .sin_port = htons((uint16_t)port)};
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
+	if (rig.sndbuf)
+		setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &rig.sndbuf,
+			   sizeof(rig.sndbuf));
 	sa.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	if (fd < 0 || connect(fd, (struct sockaddr *)&sa, sizeof(sa))) {
 		int rc = -errno;
@@ -207,10 +210,11 @@ static void say_stats(void)
 	front_stats(rig.front, &s);
 	for (struct vm *v = rig.vms; v; v = v->next)
 		traffic += v->traffic;
-	printf("{\"conns\":%u,\"strangers\":%u,\"exchanges\":%u,\"opening\":%u,"
+	printf("{\"conns\":%u,\"strangers\":%u,\"waiting\":%u,"
+	       "\"exchanges\":%u,\"opening\":%u,"
 	       "\"accepted\":%llu,\"requests\":%llu,\"refused\":%llu,"
 	       "\"openings\":%u,\"cancelled\":%u,\"traffic\":%u}\n",
-	       s.conns, s.strangers, s.exchanges, s.opening,
+	       s.conns, s.strangers, s.waiting, s.exchanges, s.opening,
 	       (unsigned long long)s.accepted, (unsigned long long)s.requests,
 	       (unsigned long long)s.refused, rig.openings, rig.cancelled,
 	       traffic);
@@ -265,6 +269,7 @@ static unsigned *number_for(struct front_limits *l, const char *name)
 	} all[] = {
 	    {"--delay", &rig.delay_ms},
 	    {"--shell-port", &rig.shell_port},
+	    {"--sndbuf", &rig.sndbuf}, // towards guests
 	    {"--head-ms", &l->head_ms},
 	    {"--idle-ms", &l->idle_ms},
 	    {"--body-ms", &l->body_ms},

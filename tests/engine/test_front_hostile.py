@@ -167,6 +167,212 @@ def test_relay_half_closed():
         equal(f.settled()["exchanges"], 0, "nothing stays open")
 
 
+def test_relay_outlives_its_client():
+    """What a client said last goes out to a guest that takes its time."""
+    left, size = threading.Event(), 200000
+
+    def handler(s, guest):
+        read_head(s)
+        s.sendall(b"HTTP/1.1 101 Yes\r\nConnection: upgrade\r\n"
+                  b"Upgrade: websocket\r\n\r\n")
+        s.shutdown(socket.SHUT_WR)
+        left.wait(5 * PATIENCE)
+        guest.seen.append(len(read_all(s)))
+    with Front(sndbuf=4096) as f, Guest(handler) as g:
+        g.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with f.connect() as s:
+            s.sendall(req(g, extra=HANDSHAKE))
+            check(read_all(s).startswith(b"HTTP/1.1 101"), "101, and no more")
+            s.sendall(b"x" * size)
+        settle(f, conns=0, waiting=0, exchanges=1)
+        left.set()
+        until(lambda: g.seen)
+        equal(g.seen, [size], "all of it comes")
+        settle(f, exchanges=0, waiting=0)
+
+
+# --- places ----------------------------------------------------------------------
+
+
+def settle(f, **want):
+    """Waits until the front counts this."""
+    def counts():
+        stats = f.stats()
+        return {k: stats[k] for k in want}
+    until(lambda: counts() == want)
+    equal(counts(), want, "the front's counts")
+
+
+def idle(f, guest, host):
+    """A connection that has shown its token and waits."""
+    s = f.connect()
+    s.sendall(req(guest, host=host))
+    equal(response(s)[0], 200, "admitted")
+    return s
+
+
+def idle_h2(f, guest, host):
+    c = H2(f.connect())
+    equal(c.answer(c.request(guest, host=host))["body"], b"ok",
+          "admitted by HTTP/2")
+    return c.s
+
+
+def ended(s):
+    """Has the endpoint closed it? HTTP/2 says something first."""
+    s.setblocking(False)
+    try:
+        while s.recv(65536):
+            pass
+        return True
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+    finally:
+        s.settimeout(PATIENCE)
+
+
+def which_ended(conns):
+    return [i for i, s in enumerate(conns) if ended(s)]
+
+
+def end_all(f, conns):
+    for s in conns:
+        s.close()
+    settle(f, conns=0, strangers=0, waiting=0, exchanges=0)
+
+
+def test_one_token_takes_all_places():
+    """Whoever fills the endpoint with one microVM's token loses to others."""
+    for connect in idle, idle_h2:
+        with Front(max_conns=8) as f, Guest(answering(OK)) as g:
+            other = [connect(f, g, "vm2") for _ in range(2)]
+            greedy = [connect(f, g, "vm1") for _ in range(6)]
+            settle(f, conns=8, waiting=8, strangers=0)
+            for n in range(1, 4):
+                other.append(connect(f, g, f"vm{n + 2}"))
+                until(lambda: len(which_ended(greedy)) >= n)
+                equal(which_ended(greedy), list(range(n)),
+                      "the microVM with most places loses its oldest")
+                equal(which_ended(other), [], "and no other does")
+                settle(f, conns=8, waiting=8)
+            end_all(f, greedy + other)
+
+
+def test_a_request_renews_its_place():
+    with Front(max_conns=4) as f, Guest(answering(OK)) as g:
+        conns = [idle(f, g, "vm1") for _ in range(4)]
+        conns[0].sendall(req(g))
+        equal(response(conns[0])[0], 200, "the oldest asks again")
+        conns[1].sendall(req(g)[:20])  # half a head
+        conns[2].sendall(req(g, token="bad"))
+        equal(response(conns[2])[0], 403, "the third asks in vain")
+        for n in range(1, 4):
+            conns.append(idle(f, g, f"vm{n + 1}"))
+            until(lambda: len(which_ended(conns)) >= n)
+            equal(which_ended(conns), [1, 2, 3][:n],
+                  "who was admitted longest ago goes first")
+        end_all(f, conns)
+
+
+def test_the_busy_keep_their_places():
+    """An answer that is awaited, a body that comes, a WebSocket, a stream."""
+    left = threading.Event()
+
+    def handler(s, guest):
+        head, rest = read_head(s)
+        if b"pgrade: websocket" in head:
+            s.sendall(b"HTTP/1.1 101 Yes\r\nConnection: upgrade\r\n"
+                      b"Upgrade: websocket\r\n\r\n")
+            s.sendall(s.recv(100))
+            return
+        while b"content-length" in head.lower() and len(rest) < 2:
+            rest += s.recv(100)
+        left.wait(5 * PATIENCE)
+        s.sendall(OK)
+    with Front(max_conns=5) as f, Guest(handler) as g, \
+            Guest(answering(OK)) as quick:
+        asks, posts, ws = [f.connect() for _ in range(3)]
+        asks.sendall(req(g))
+        posts.sendall(req(g, method="POST", extra="Content-Length: 2\r\n")
+                      + b"1")
+        ws.sendall(req(g, extra=HANDSHAKE))
+        check(read_head(ws)[0].startswith(b"HTTP/1.1 101"), "101")
+        # One stream goes on, another one of the same connection has ended.
+        c = H2(f.connect())
+        n = c.request(g)
+        equal(c.answer(c.request(quick))["body"], b"ok", "beside a busy one")
+        busy = [asks, posts, ws, c.s]
+        settle(f, conns=4, exchanges=4, waiting=0, strangers=0)
+        lone = idle(f, quick, "vm2")
+        for _ in range(5):
+            last, lone = lone, idle(f, quick, "vm2")
+            until(lambda: ended(last))
+            last.close()
+            equal(which_ended(busy), [], "who waits makes room, not the busy")
+        lone.sendall(req(g, host="vm2"))
+        settle(f, conns=5, exchanges=5, waiting=0)
+        with f.connect() as s:
+            equal(read_all(s), b"", "all are busy: the newcomer is closed")
+        equal(which_ended(busy + [lone]), [], "and it alone")
+        left.set()
+        posts.sendall(b"2")
+        ws.sendall(b"hello")
+        for s in asks, posts, lone:
+            equal(response(s)[2], b"ok", "they have their answers")
+        equal(c.answer(n)["body"], b"ok", "by HTTP/2 too")
+        equal(ws.recv(100), b"hello", "and the WebSocket its bytes")
+        end_all(f, busy + [lone])
+
+
+def test_unread_answers_hold_no_place():
+    big = b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 16 * MIB
+
+    def answer(head, body):
+        return big if b"/big" in head else OK
+    with Front(max_conns=2) as f, Guest(answering(answer)) as g:
+        deaf = [idle(f, g, "vm1") for _ in range(2)]
+        for s in deaf:
+            pour(s, iter(lambda: req(g, token=None) * 2000, None), 40 * MIB)
+        settle(f, conns=2, waiting=2, exchanges=0)
+        end_all(f, [idle(f, g, "vm2")] + deaf)
+        deaf = [f.connect() for _ in range(2)]
+        for s in deaf:
+            s.sendall(req(g, "/big"))
+            s.recv(1)
+        settle(f, conns=2, waiting=0, exchanges=2)
+        with f.connect() as s:
+            equal(read_all(s), b"", "an answer that has not ended holds one")
+        end_all(f, deaf)
+
+
+def test_places_of_a_microvm_that_is_gone():
+    """They are strangers' places again, and no more than those."""
+    with Front(max_conns=12, max_strangers=4) as f, \
+            Guest(answering(OK)) as g:
+        for _ in range(20):
+            conns = [idle(f, g, "vm1") for _ in range(5)]
+            conns += [idle_h2(f, g, "vm1") for _ in range(5)]
+            held = f.connect()
+            held.sendall(req(g, host="never1"))
+            other = idle(f, g, "vm2")
+            settle(f, conns=12, waiting=11, exchanges=1)
+            f.cmd("kill never1")
+            equal(response(held)[0], 404, "told that its microVM is no more")
+            f.cmd("kill vm1")
+            settle(f, conns=12, waiting=1, strangers=11)
+            # They may ask again, for another one.
+            conns[0].sendall(req(g, host="vm2"))
+            equal(response(conns[0])[0], 200, "a stranger that has a token")
+            settle(f, conns=12, waiting=2, strangers=10)
+            conns.append(idle(f, g, "vm3"))
+            settle(f, conns=6, waiting=3, strangers=3)
+            equal(which_ended([conns[0], other, conns[-1]]), [],
+                  "the newcomer's room is the strangers'")
+            end_all(f, conns + [other, held])
+
+
 if __name__ == "__main__":
     sys.exit(main([v for k, v in list(globals().items())
                    if k.startswith("test_")]))
