@@ -175,9 +175,10 @@ static json_t *endpoint_stats(struct api *a)
 
 	eng_endpoint_stats(a->endpoint, &s);
 	return json_pack(
-	    "{s:I,s:I,s:I,s:I,s:I}", "connections", (json_int_t)s.conns, "open",
-	    (json_int_t)s.exchanges, "held", (json_int_t)s.opening, "requests",
-	    (json_int_t)s.requests, "refused", (json_int_t)s.refused);
+	    "{s:I,s:I,s:I,s:I,s:I,s:I}", "connections", (json_int_t)s.conns,
+	    "waiting", (json_int_t)s.waiting, "open", (json_int_t)s.exchanges,
+	    "held", (json_int_t)s.opening, "requests", (json_int_t)s.requests,
+	    "refused", (json_int_t)s.refused);
 }
 
 void api_stats(struct api *a, struct http_req *r)
