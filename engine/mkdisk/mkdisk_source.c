@@ -143,13 +143,13 @@ int mk_source_finish(const struct mk_opts *o, struct mk_source *src,
 	char text[240] = "";
 	char *nl;
 	ssize_t n;
-	int st;
+	int st, rc;
 
 	if (!src->tar)
 		return 0;
-	while (waitpid(src->tar, &st, 0) < 0)
-		if (errno != EINTR)
-			return err_sys(e, "waiting for tar");
+	rc = mk_wait(src->tar, &st, "tar", e);
+	if (rc)
+		return rc;
 	src->tar = 0;
 	n = pread(src->tar_err, text, sizeof(text) - 1, 0);
 	fd_close(&src->tar_err);
