@@ -64,6 +64,9 @@ int mk_source_finish(const struct mk_opts *o, struct mk_source *src,
 //
 // First of all: what all processes of the program have from here on.
 void mk_settle(void);
+// Dies with `parent`; at once, if that is dead already. Forgotten when the user
+// ids change (prctl(2), PR_SET_PDEATHSIG).
+void mk_die_with(pid_t parent);
 // Makes these namespaces (CLONE_NEW*, NEWPID among them) and their PID 1, which
 // runs fn(ctx, e); its error arrives in sh->error. Closes src->fd on this side.
 // The pid, to be waited for; it dies with this process.

@@ -57,6 +57,13 @@ void mk_settle(void)
 	util_oom_first(); // a build goes before a microVM does
 }
 
+void mk_die_with(pid_t parent)
+{
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (getppid() != parent) // it died before that
+		raise(SIGKILL);
+}
+
 int mk_wait(pid_t pid, int *st, const char *what, struct err *e)
 {
 	while (waitpid(pid, st, 0) < 0)

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 
 #include "mkdisk.h"
@@ -109,6 +110,30 @@ Test(contain, pid_1_does_nothing_if_the_outer_process_died_first)
 	cr_expect_eq(read(worked[0], &byte, 1), 0, "it worked, or lives");
 	cr_expect_eq(sh->error.code, -ECANCELED);
 	cr_expect_str_eq(sh->error.msg, "cancelled");
+}
+
+Test(contain, who_comes_too_late_dies_with_its_parent)
+{
+	pid_t parent = getpid(), pid = __real_fork();
+	int st;
+
+	if (pid == 0) {
+		mk_die_with(parent);
+		mk_die_with(parent + 1);
+		_exit(0);
+	}
+	cr_assert_eq(waitpid(pid, &st, 0), pid);
+	cr_expect(WIFSIGNALED(st) && WTERMSIG(st) == SIGKILL);
+	pid = __real_fork();
+	if (pid == 0) {
+		int sig = 0;
+
+		mk_die_with(parent);
+		prctl(PR_GET_PDEATHSIG, &sig);
+		_exit(sig);
+	}
+	cr_assert_eq(waitpid(pid, &st, 0), pid);
+	cr_expect(WIFEXITED(st) && WEXITSTATUS(st) == SIGKILL);
 }
 
 Test(contain, what_a_child_says_is_cut_to_size)

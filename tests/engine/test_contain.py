@@ -4,6 +4,7 @@ while it happens; both alike. TAP on stdout; needs root.
 
 usage: test_contain.py FOLDER-OF-THE-PROGRAMS
 """
+import ctypes
 import fcntl
 import os
 import re
@@ -18,6 +19,7 @@ BIN = os.path.abspath(sys.argv[1])
 TOP = tempfile.mkdtemp(prefix="thaw-contain-test-")
 os.chmod(TOP, 0o755)
 PAGE = os.sysconf("SC_PAGE_SIZE")
+PEER = 65534
 with open(f"{BIN}/thaw-mkdisk", "rb") as f:
     SANITIZED = b"__asan_init" in f.read()  # takes any address
 WRITE = "1 0x1 "  # the system call write(1, ...), as /proc has it
@@ -119,7 +121,8 @@ class Run:
         os.write(w, b"." * (PAGE - len(said)))
         self.thawd = subprocess.Popen(
             [sys.executable, "-c", THAWD, str(w), f"{BIN}/{program}", *source,
-             "--work", self.work, "--parent"], stdin=subprocess.PIPE, pass_fds=[w])
+             "--work", self.work, "--uid", str(PEER), "--gid", str(PEER),
+             "--parent"], stdin=subprocess.PIPE, pass_fds=[w])
         os.close(w)
         self.outer = until(lambda: children(self.thawd.pid))[0]
 
@@ -209,8 +212,33 @@ def walls(program, path):
 
 def death(program, path):
     r = Run(program, "--source", path).unpacking()
+    check(status(r.tar, "Uid").split() == [str(PEER)] * 4,
+          f"{program}: tar reads as the peer", status(r.tar, "Uid"))
     left = r.kill(r.thawd.pid)
     check(not left, f"{program}: all of it dies with thawd", left)
+
+
+def opening(program, path):
+    """The source's opening waits, as on a file system of the peer's it may."""
+    libc = ctypes.CDLL(None)
+    asked = libc.fanotify_init(4 | 2, os.O_RDONLY)  # FAN_CLASS_CONTENT, NONBLOCK
+    if asked < 0 or libc.fanotify_mark(  # FAN_MARK_ADD, FAN_OPEN_PERM
+            asked, 1, ctypes.c_uint64(0x10000), -100, path.encode()):
+        print("# no fanotify here: an opening that waits is not tested")
+        return
+    r = Run(program, "--source", path)
+
+    def asks():
+        try:
+            return os.read(asked, 24)
+        except BlockingIOError:
+            return b""
+    os.close(int.from_bytes(until(asks)[16:20], "little"))
+    check(status(r.outer, "Uid").split() == ["0", str(PEER), "0", str(PEER)],
+          f"{program}: opens the source as the peer", status(r.outer, "Uid"))
+    left = r.kill(r.thawd.pid)
+    os.close(asked)
+    check(not left, f"{program}: dies with thawd while it opens", left)
 
 
 def gives_up(program, path):
@@ -223,6 +251,18 @@ def gives_up(program, path):
           p.stdout + p.stderr)
 
 
+def fetch():
+    """There the source's opening has not come."""
+    path = os.path.join(TOP, "fetch")
+    with open(path, "w") as f:
+        f.write("#!/bin/sh\nexec sleep 1000\n")
+    os.chmod(path, 0o755)
+    r = Run("thaw-mkroot", "--url", "s3://x/y", "--fetch", path)
+    until(lambda: any(read(p, "comm") == "sleep\n" for p in below(r.outer)))
+    left = r.kill(r.thawd.pid)
+    check(not left, "thaw-mkroot: it and what fetches die with thawd", left)
+
+
 if os.geteuid() != 0:
     print("1..0 # SKIP needs root")
     sys.exit(77)
@@ -231,7 +271,9 @@ try:
     for each in PROGRAMS:
         walls(each, where)
         death(each, where)
+        opening(each, where + "/Dockerfile")
         gives_up(each, where)
+    fetch()
 finally:
     remove_tree(TOP)
 print(f"1..{count}")

@@ -246,9 +246,7 @@ static void slirp_child(pid_t builder, int host, int ready)
 	snprintf(fd, sizeof(fd), "%d", ready);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	if (getppid() != builder) // died before that: the path is another's
-		_exit(126);
+	mk_die_with(builder); // died before that: the path is another's
 	if (setns(host, CLONE_NEWNET) || dup2(null, 0) < 0 ||
 	    dup2(null, 1) < 0 || dup2(null, 2) < 0 || fcntl(ready, F_SETFD, 0))
 		_exit(126);
