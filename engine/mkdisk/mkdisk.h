@@ -72,7 +72,7 @@ void mk_die_with(pid_t parent);
 // The pid, to be waited for; it dies with this process.
 pid_t mk_contain(int namespaces, struct mk_source *src, struct mk_shared *sh,
 		 int (*fn)(void *ctx, struct err *e), void *ctx, struct err *e);
-// PID 1: a child runs fn(ctx, e) to its end.
+// PID 1: a child, which can gain no rights, runs fn(ctx, e) to its end.
 int mk_child(struct mk_shared *sh, int (*fn)(void *ctx, struct err *e),
 	     void *ctx, const char *what, struct err *e);
 int mk_wait(pid_t pid, int *st, const char *what, struct err *e);

@@ -13,8 +13,8 @@
 //
 // In this order, for each step takes rights that the next ones no longer have:
 //   1. mk_settle(), before an argument is read. From here on all of it dies with
-//      thawd, goes before a microVM where memory is short, and has no descriptor
-//      of thawd's.
+//      thawd, goes before a microVM where memory is short, has no descriptor of
+//      thawd's, and leaves no core file of what a stranger wrote.
 //   2. The source is opened (mkdisk_source.c, mkroot_fetch.c): out here, where its
 //      name means what the peer meant.
 //   3. mk_contain(): the namespaces, and their PID 1, whose end is the end of all
@@ -23,9 +23,9 @@
 //   4. PID 1 makes its root, which takes all of root's capabilities, and then
 //      drops those that it need not have (mk_jail_enter(), mr_jail_enter()). No
 //      name of the host can be opened any more.
-//   5. mk_child(): a child keeps the few capabilities of its task, has its limits,
-//      and only then reads (mk_extract()). The RUN steps of mkroot are no such
-//      child (mr_run()).
+//   5. mk_child(): a child that can gain no rights keeps the few capabilities of
+//      its task, has its limits, and only then reads (mk_extract()). The RUN steps
+//      of mkroot are no such child: they may have set-id programs (mr_run()).
 //
 // What comes back is a struct mk_shared: numbers, and one error. Who wrote it may
 // have been taken over by what it read; so an error is cut to size, and counts
@@ -39,6 +39,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -55,6 +56,7 @@ void mk_settle(void)
 	// conversion modules, loaded from inside the tree.
 	setlocale(LC_CTYPE, "C.UTF-8");
 	util_oom_first(); // a build goes before a microVM does
+	setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
 }
 
 void mk_die_with(pid_t parent)
@@ -133,8 +135,10 @@ int mk_child(struct mk_shared *sh, int (*fn)(void *ctx, struct err *e),
 	pid = fork();
 	if (pid < 0)
 		return err_sys(e, "fork for %s", what);
-	if (pid == 0)
+	if (pid == 0) {
+		prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 		_exit(fn(ctx, &sh->error) ? 1 : 0);
+	}
 	rc = mk_wait(pid, &st, what, e);
 	if (rc)
 		return rc;

@@ -99,10 +99,11 @@ def mounts(pid):
             for f in map(str.split, read(pid, "mountinfo").splitlines())}
 
 
-# thawd's part: starts the program, which finds a descriptor open, and lives until it
-# is killed.
+# thawd's part: starts the program, which finds a descriptor and core files on, and
+# lives until it is killed.
 THAWD = """
-import os, subprocess, sys
+import os, resource, subprocess, sys
+resource.setrlimit(resource.RLIMIT_CORE, (4096, 4096))
 subprocess.Popen(sys.argv[2:] + [str(os.getpid())], stdout=int(sys.argv[1]),
                  stdin=subprocess.DEVNULL, close_fds=False)
 sys.stdin.read()
@@ -182,6 +183,8 @@ def walls(program, path):
                   "CapBnd": five, "CapAmb": "0" * 16},
           f"{program}: unpacks with five capabilities, and a way to no other",
           got)
+    check(status(r.child, "NoNewPrivs") == "1",
+          f"{program}: what unpacks can gain no rights")
     got = [status(r.first, f) for f in ("CapEff", "CapBnd", "NoNewPrivs")]
     check(got == [caps, caps, nnp], f"{program}: PID 1 has only what it needs",
           got)
@@ -197,6 +200,8 @@ def walls(program, path):
     adj = {p: read(p, "oom_score_adj").strip() for p in r.all}
     check(set(adj.values()) == {"800"},
           f"{program}: goes before a microVM where memory is short", adj)
+    core = [limit(p, "core file size") for p in r.all]
+    check(core == 4 * [("0", "0")], f"{program}: leaves no core files", core)
     check(limit(r.child, "file size")[1].isdigit() and
           (SANITIZED or limit(r.child, "address space") == 2 * (str(1 << 30),)),
           f"{program}: what unpacks has its limits", read(r.child, "limits"))

@@ -113,7 +113,7 @@ static void fetch_child(const struct mr_opts *o, pid_t parent, int in, int out,
 			      max,
 			      NULL};
 	char *const envp[] = {"PATH=/usr/bin:/bin", "LC_ALL=C", NULL};
-	const struct rlimit core = {0, 0}, fds = {64, 64},
+	const struct rlimit fds = {64, 64},
 			    file = {o->mk.max_bytes, o->mk.max_bytes};
 	sigset_t empty;
 
@@ -125,8 +125,8 @@ static void fetch_child(const struct mr_opts *o, pid_t parent, int in, int out,
 	out = fcntl(out, F_DUPFD_CLOEXEC, 10);
 	body = fcntl(body, F_DUPFD_CLOEXEC, 10);
 	if (dup2(in, 0) < 0 || dup2(out, 1) < 0 || dup2(body, 3) < 0 ||
-	    chdir("/") || setrlimit(RLIMIT_CORE, &core) ||
-	    setrlimit(RLIMIT_NOFILE, &fds) || setrlimit(RLIMIT_FSIZE, &file))
+	    chdir("/") || setrlimit(RLIMIT_NOFILE, &fds) ||
+	    setrlimit(RLIMIT_FSIZE, &file))
 		_exit(126);
 	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 	if (setgroups(0, NULL) || setresgid(NOBODY, NOBODY, NOBODY) ||
