@@ -4,7 +4,7 @@
 //
 // Theory. The source is hostile: it names files that only its owner may read,
 // and an archive may hold names, links, sizes and attributes made to escape.
-// So:
+// So (who contains whom, and in which order: mkdisk_contain.c):
 //   1. the source is opened with the peer's rights, and nobody else's; a
 //      directory is read by a tar process that runs as the peer;
 //   2. everything after that happens in fresh mount, net, ipc, uts and PID
@@ -20,36 +20,19 @@
 // is WORK/disk.img. WORK is the caller's to remove. When the caller dies, so
 // does everything here: parent-death signals, and a PID namespace below them.
 #include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
-#include <linux/close_range.h>
-#include <locale.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdio.h>
-#include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
 #include "mkdisk.h"
 
-#ifdef MK_ASAN
-// The leak checker needs ptrace, which the jail does not have. This holds
-// whatever ASAN_OPTIONS says.
-int __lsan_is_turned_off(void);
-int __lsan_is_turned_off(void)
-{
-	return 1;
-}
-#endif
-
 struct run {
 	const struct mk_opts *o;
 	struct mk_source *src;
 	struct mk_shared *sh;
-	int go; // read end: a byte comes while the outer process lives
 };
 
 static int extract_child(void *ctx, struct err *e)
@@ -63,13 +46,8 @@ static int extract_child(void *ctx, struct err *e)
 static int inner(void *ctx, struct err *e)
 {
 	struct run *r = ctx;
-	char byte;
-	int rc;
+	int rc = mk_jail_enter(r->o->work, e);
 
-	// The parent-death signal is set; the byte proves it was set in time.
-	if (util_read_all(r->go, &byte, 1))
-		return err_set(e, -ECANCELED, "cancelled");
-	rc = mk_jail_enter(r->o->work, e);
 	if (rc)
 		return rc;
 	if (mkdir(r->o->tree, 0755))
@@ -84,47 +62,25 @@ static int inner(void *ctx, struct err *e)
 
 static int run(const struct mk_opts *o, struct mk_shared *sh, struct err *e)
 {
-	cleanup_fd int go_w = -1;
 	struct mk_source src = {-1, 0, 0, -1};
-	struct run r = {o, &src, sh, -1};
+	struct run r = {o, &src, sh};
 	struct err tar_err = ERR_INIT;
-	int pipefd[2], rc, rc_tar;
+	int rc, rc_tar, st;
 	pid_t pid;
-	int st;
 
 	rc = mk_source_open(o, &src, e);
 	if (rc)
 		return rc;
-	if (unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS |
-		    CLONE_NEWPID))
-		return err_sys(e, "making the builder's namespaces (it must "
-				  "run as root)");
-	if (pipe2(pipefd, O_CLOEXEC))
-		return err_sys(e, "pipe");
-	r.go = pipefd[0];
-	go_w = pipefd[1];
-	pid = fork();
+	pid = mk_contain(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC |
+			     CLONE_NEWUTS | CLONE_NEWPID,
+			 &src, sh, inner, &r, e);
 	if (pid < 0)
-		return err_sys(e, "fork");
-	if (pid == 0) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		close(go_w);
-		rc = inner(&r, e);
-		sh->error = *e;
-		_exit(rc ? 1 : 0);
-	}
-	fd_close(&r.go);
-	fd_close(&src.fd); // else tar would never see its reader go
-	(void)util_write_all(go_w, "", 1);
-	while (waitpid(pid, &st, 0) < 0 && errno == EINTR)
-		;
-	rc = 0;
-	if (!WIFEXITED(st) || WEXITSTATUS(st)) {
-		sh->error.msg[sizeof(sh->error.msg) - 1] = '\0';
-		rc =
-		    err_set(e, sh->error.code < 0 ? sh->error.code : -EIO, "%s",
-			    sh->error.msg[0] ? sh->error.msg
-					     : "the builder was killed");
+		return pid;
+	rc = mk_wait(pid, &st, "the builder", e);
+	if (!rc && (!WIFEXITED(st) || WEXITSTATUS(st))) {
+		rc = mk_said(sh, st, e);
+		if (!rc)
+			rc = err_set(e, -EIO, "the builder was killed");
 	}
 	// When reading failed, that is the reason, not the short archive.
 	rc_tar = mk_source_finish(o, &src, &tar_err);
@@ -189,15 +145,7 @@ int main(int argc, char **argv)
 	struct err e = ERR_INIT;
 	struct mk_shared *sh;
 
-	// Without a parent-death signal a cancelled build would go on.
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	signal(SIGPIPE, SIG_IGN);
-	close_range(3, ~0u, 0);
-	umask(022);
-	// File names in archives are UTF-8; any other locale would need
-	// conversion modules, loaded from inside the tree.
-	setlocale(LC_CTYPE, "C.UTF-8");
-	util_oom_first(); // a build goes before a microVM does
+	mk_settle();
 	if (parse(argc, argv, &o)) {
 		fprintf(stderr,
 			"usage: thaw-mkdisk --source PATH --work DIR "

@@ -1,4 +1,5 @@
-// Private to thaw-mkdisk: a root file system in, an ext4 image out.
+// Private to thaw-mkdisk: a root file system in, an ext4 image out. Its processes,
+// its walls and its archives are thaw-mkroot's too.
 #ifndef THAW_MKDISK_H
 #define THAW_MKDISK_H
 
@@ -59,6 +60,25 @@ int mk_source_open(const struct mk_opts *o, struct mk_source *src,
 int mk_source_finish(const struct mk_opts *o, struct mk_source *src,
 		     struct err *e);
 
+// The processes; mkdisk_contain.c has their theory.
+//
+// First of all: what all processes of the program have from here on.
+void mk_settle(void);
+// Dies with `parent`; at once, if that is dead already. Forgotten when the user
+// ids change (prctl(2), PR_SET_PDEATHSIG).
+void mk_die_with(pid_t parent);
+// Makes these namespaces (CLONE_NEW*, NEWPID among them) and their PID 1, which
+// runs fn(ctx, e); its error arrives in sh->error. Closes src->fd on this side.
+// The pid, to be waited for; it dies with this process.
+pid_t mk_contain(int namespaces, struct mk_source *src, struct mk_shared *sh,
+		 int (*fn)(void *ctx, struct err *e), void *ctx, struct err *e);
+// PID 1: a child, which can gain no rights, runs fn(ctx, e) to its end.
+int mk_child(struct mk_shared *sh, int (*fn)(void *ctx, struct err *e),
+	     void *ctx, const char *what, struct err *e);
+int mk_wait(pid_t pid, int *st, const char *what, struct err *e);
+// The error that a process left which ended so (waitpid()); 0: none to believe.
+int mk_said(const struct mk_shared *sh, int st, struct err *e);
+
 // New mount, net, ipc and uts namespaces whose root holds only the programs
 // (read- only) and /work. The caller is already alone in a PID namespace.
 int mk_jail_enter(const char *work, struct err *e);
@@ -91,9 +111,5 @@ void mk_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 // The last line, "HEAD TEXT", for the outer process.
 void mk_say_last(const char *head, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
-
-// Forks; the child runs fn(ctx, e), and its error arrives in sh->error.
-int mk_child(struct mk_shared *sh, int (*fn)(void *ctx, struct err *e),
-	     void *ctx, const char *what, struct err *e);
 
 #endif

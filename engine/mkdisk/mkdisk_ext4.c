@@ -131,7 +131,6 @@ int mk_ext4_make(const struct mk_opts *o, const char *tree, const char *image,
 	m.err_fd = err_fd;
 	mk_progress(-1, "making a file system of %llu MiB",
 		    (unsigned long long)(m.plan.bytes >> 20));
-	memset(&sh->error, 0, sizeof(sh->error));
 	// Ours, not mke2fs's: it runs without the right to write elsewhere.
 	fd = open(image, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	if (fd < 0)

@@ -385,7 +385,6 @@ static int confine(struct job *j, struct err *e)
 {
 	static const int caps[] = {CAP_CHOWN,  CAP_DAC_OVERRIDE, CAP_FOWNER,
 				   CAP_FSETID, CAP_SETFCAP,	 -1};
-	struct rlimit core = {0, 0};
 	struct statvfs fs;
 
 	if (chroot(j->o->tree) || chdir("/"))
@@ -397,7 +396,6 @@ static int confine(struct job *j, struct err *e)
 	    MIN(j->o->max_bytes, (uint64_t)fs.f_bavail * fs.f_frsize / 9 * 4);
 	if (j->o->disk_bytes)
 		j->cap = MIN(j->cap, j->o->disk_bytes);
-	setrlimit(RLIMIT_CORE, &core);
 	setrlimit(RLIMIT_FSIZE, &(struct rlimit){j->cap, j->cap});
 #ifndef MK_ASAN
 	setrlimit(RLIMIT_AS, &(struct rlimit){(rlim_t)MEMORY_MAX_MIB << 20,

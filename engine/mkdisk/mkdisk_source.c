@@ -31,20 +31,24 @@ static int peer_groups(const struct mk_opts *o, gid_t *out)
 }
 
 // Effective ids only, for one open(2); root's come back after it. With a
-// non-zero effective uid the kernel takes the capabilities away as well.
+// non-zero effective uid the kernel takes the capabilities away as well. Each
+// change of them makes it forget the parent-death signal.
 static int open_as_peer(const struct mk_opts *o, struct err *e)
 {
 	gid_t groups[MAX_GROUPS];
 	int n = peer_groups(o, groups), fd, saved;
+	pid_t parent = getppid();
 
 	if (setgroups((size_t)n, groups) || setegid(o->gid) || seteuid(o->uid))
 		return err_sys(e, "taking the caller's identity (uid %u)",
 			       (unsigned)o->uid);
+	mk_die_with(parent); // who opens a hostile path may wait
 	// Not blocking: a FIFO would wait for a writer.
 	fd = open(o->source, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 	saved = errno;
 	if (seteuid(0) || setegid(0) || setgroups(0, NULL))
 		_exit(125); // cannot go on as somebody else
+	mk_die_with(parent);
 	errno = saved;
 	if (fd < 0)
 		return err_sys(e,
@@ -69,7 +73,8 @@ static int become_peer(const struct mk_opts *o, struct err *e)
 	return 0;
 }
 
-static void tar_child(const struct mk_opts *o, int dir, int out, int err_fd)
+static void tar_child(const struct mk_opts *o, pid_t parent, int dir, int out,
+		      int err_fd)
 {
 	char *const argv[] = {"tar", MK_TAR_WORDS, "--file=-", ".", NULL};
 	char *const envp[] = {"PATH=/usr/bin:/bin", "LC_ALL=C", NULL};
@@ -85,7 +90,7 @@ static void tar_child(const struct mk_opts *o, int dir, int out, int err_fd)
 		_exit(126);
 	}
 	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-	prctl(PR_SET_PDEATHSIG, SIGKILL); // setuid had cleared it
+	mk_die_with(parent); // setuid had made it forget
 	execve("/usr/bin/tar", argv, envp);
 	execve("/bin/tar", argv, envp);
 	dprintf(2, "tar: cannot be started: %s\n", strerror(errno));
@@ -96,6 +101,7 @@ static int start_tar(const struct mk_opts *o, int dir, struct mk_source *src,
 		     struct err *e)
 {
 	cleanup_fd int r = -1, w = -1;
+	pid_t self = getpid();
 	int p[2];
 
 	if (pipe2(p, O_CLOEXEC))
@@ -110,7 +116,7 @@ static int start_tar(const struct mk_opts *o, int dir, struct mk_source *src,
 	if (src->tar < 0)
 		return err_sys(e, "fork for tar");
 	if (src->tar == 0)
-		tar_child(o, dir, w, src->tar_err);
+		tar_child(o, self, dir, w, src->tar_err);
 	src->fd = fd_steal(&r);
 	return 0;
 }
@@ -143,13 +149,13 @@ int mk_source_finish(const struct mk_opts *o, struct mk_source *src,
 	char text[240] = "";
 	char *nl;
 	ssize_t n;
-	int st;
+	int st, rc;
 
 	if (!src->tar)
 		return 0;
-	while (waitpid(src->tar, &st, 0) < 0)
-		if (errno != EINTR)
-			return err_sys(e, "waiting for tar");
+	rc = mk_wait(src->tar, &st, "tar", e);
+	if (rc)
+		return rc;
 	src->tar = 0;
 	n = pread(src->tar_err, text, sizeof(text) - 1, 0);
 	fd_close(&src->tar_err);

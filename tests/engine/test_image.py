@@ -24,7 +24,7 @@ import zipfile
 
 import image_bases
 from image_bases import BASE, DEVEL, HEARD
-from thawd_rig import PATIENCE, free_port, until
+from thawd_rig import PATIENCE, free_port, remove_tree, until
 
 TOOL, MKROOT = (os.path.abspath(p) for p in sys.argv[1:3])
 PARTS = sys.argv[3:]
@@ -893,7 +893,7 @@ def main():
                               "killed", "s3", "disk"]:
             globals()[f"part_{part}"]()
     finally:
-        shutil.rmtree(TOP)
+        remove_tree(TOP)
     print(f"1..{count}")
     sys.exit(1 if failed else 0)
 

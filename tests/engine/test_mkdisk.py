@@ -1,5 +1,6 @@
 #!/usr/bin/python3
-"""thaw-mkdisk on good and hostile sources. TAP on stdout; needs root.
+"""thaw-mkdisk on good and hostile sources. TAP on stdout; needs root. Its walls are
+test_contain.py's.
 
 usage: test_mkdisk.py PATH-OF-thaw-mkdisk
 """
@@ -8,8 +9,6 @@ import io
 import lzma
 import os
 import re
-import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import tarfile
 import tempfile
 import time
 
-from thawd_rig import until
+from thawd_rig import remove_tree
 
 MKDISK = os.path.abspath(sys.argv[1])
 TOP = tempfile.mkdtemp(prefix="thaw-mkdisk-test-")
@@ -50,7 +49,7 @@ class Run:
         self.last = p.stdout.splitlines()[-1] if p.stdout else ""
         self.image = os.path.join(self.work, "disk.img")
         if not keep:
-            shutil.rmtree(self.work)
+            remove_tree(self.work)
 
     def refused(self, pattern):
         return (self.rc == 1 and self.last.startswith("error -")
@@ -351,88 +350,6 @@ def mounted():
         subprocess.run(["umount", at], check=True)
 
 
-def cancel():
-    src = os.path.join(TOP, "many")
-    os.mkdir(src)
-    for i in range(3000):
-        with open(f"{src}/f{i}", "wb") as f:
-            f.write(os.urandom(20000))
-    work = tempfile.mkdtemp(dir=TOP)
-    for _ in range(20):  # it may be done before we look
-        p = subprocess.Popen([MKDISK, "--source", src, "--work", work],
-                             stdout=subprocess.DEVNULL)
-        until(lambda: p.poll() is not None or
-              os.path.exists(work + "/root/f1"))
-        inside = [d for d in os.listdir("/proc") if d.isdigit()
-                  and child_of(d, p.pid)]
-        for d in inside:  # now they stay
-            try:
-                os.kill(int(d), signal.SIGSTOP)
-            except ProcessLookupError:
-                pass
-        if p.poll() is None and len(inside) >= 2 and all(map(alive, inside)):
-            break
-        p.kill()
-        p.wait()
-        shutil.rmtree(work)
-        os.mkdir(work)
-    check(len(inside) >= 2 and p.poll() is None,
-          "a run has processes of its own", inside)
-    adj = []
-    for d in (p.pid, *inside):
-        with open(f"/proc/{d}/oom_score_adj") as f:
-            adj.append(int(f.read()))
-    check(all(a == 800 for a in adj),
-          "and goes before microVMs where memory is short", adj)
-    # The tar that reads for the peer is outside, what unpacks is not.
-    jailed = [d for d in inside if namespace(d, "net") != namespace("self", "net")]
-    check(jailed and all(namespace(d, ns) not in (None, namespace("self", ns))
-                         for d in jailed for ns in ("pid", "mnt", "ipc", "uts")),
-          "the unpacking has namespaces of its own", jailed)
-    with open(f"/proc/{jailed[-1]}/status") as f:
-        caps = re.search(r"CapEff:\s+(\w+)", f.read()).group(1)
-    check(int(caps, 16) == 0x8000001b, "and five capabilities", caps)
-    p.send_signal(signal.SIGKILL)
-    p.wait()
-    until(lambda: not any(map(alive, inside)))
-    left = [d for d in inside if alive(d)]
-    check(not left, "all of them die with it", left)
-    shutil.rmtree(work)
-    check(not os.path.exists(work),
-          "and nothing is left mounted in the work directory")
-
-
-def status(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as f:
-            return f.read().rsplit(")", 1)[1].split()
-    except OSError:
-        return None
-
-
-def child_of(pid, ancestor):
-    while pid not in ("0", "1"):
-        st = status(pid)
-        if not st:
-            return False
-        pid = st[1]
-        if int(pid) == ancestor:
-            return True
-    return False
-
-
-def namespace(pid, kind):
-    try:
-        return os.readlink(f"/proc/{pid}/ns/{kind}")
-    except OSError:
-        return None
-
-
-def alive(pid):
-    st = status(pid)
-    return st is not None and st[0] not in "ZX"
-
-
 def usage():
     p = subprocess.run([MKDISK, "--source", "x"], capture_output=True, text=True)
     check(p.returncode == 2 and "usage:" in p.stderr, "usage")
@@ -450,10 +367,9 @@ try:
     damaged()
     sizes()
     mounted()
-    cancel()
     usage()
 finally:
-    shutil.rmtree(TOP, ignore_errors=True)
+    remove_tree(TOP)
 print(f"1..{count}")
 print(f"# {count - failed} passed, {failed} failed")
 sys.exit(1 if failed else 0)

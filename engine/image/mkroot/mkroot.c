@@ -3,7 +3,7 @@
 // for every build of a Dockerfile; it is never run by hand, except by tests.
 //
 // Theory. The artifact is hostile, and a Dockerfile's RUN steps are programs of
-// a stranger. So:
+// a stranger. So (who contains whom, and in which order: mkdisk_contain.c):
 //   1. the artifact is opened with the peer's rights (mkdisk_source.c), or
 //      fetched by a process that may do nothing else (mkroot_fetch.c);
 //   2. everything after that happens in fresh mount, PID, net, ipc and uts
@@ -31,27 +31,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
-#include <linux/close_range.h>
-#include <locale.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-
-#ifdef MK_ASAN
-// The leak checker needs ptrace, which the jail does not have. This holds
-// whatever ASAN_OPTIONS says.
-int __lsan_is_turned_off(void);
-int __lsan_is_turned_off(void)
-{
-	return 1;
-}
-#endif
 
 int mr_fail(struct mr_shared *sh, enum img_reason reason, unsigned line,
 	    struct err *e, int code, const char *fmt, ...)
@@ -131,7 +118,6 @@ struct run {
 	const struct mr_opts *o;
 	struct mk_source *src;
 	struct mr_shared *sh;
-	int go; // read end: a byte comes while the outer process lives
 };
 
 static int unpack_child(void *ctx, struct err *e)
@@ -193,17 +179,14 @@ static int read_dockerfile(struct run *r, struct dockerfile *d, struct err *e)
 }
 
 // PID 1 of the new namespace.
-static int inner(struct run *r, struct err *e)
+static int inner(void *ctx, struct err *e)
 {
+	struct run *r = ctx;
 	uint64_t deadline =
 	    util_now_ns() + (uint64_t)r->o->timeout_s * 1000000000u;
 	struct dockerfile d;
-	char byte;
 	int rc;
 
-	// The parent-death signal is set; the byte proves it was set in time.
-	if (util_read_all(r->go, &byte, 1))
-		return err_set(e, -ECANCELED, "cancelled");
 	rc = mr_jail_enter(r->o, e);
 	if (!rc)
 		rc = unpack(r, e);
@@ -219,49 +202,28 @@ static int inner(struct run *r, struct err *e)
 	return rc;
 }
 
-// What the contained process left in shared memory is bounded, not believed.
 static int inner_error(struct mr_shared *sh, int st, struct err *e)
 {
-	struct err said = sh->mk.error;
+	int rc = mk_said(&sh->mk, st, e);
 
-	said.msg[sizeof(said.msg) - 1] = '\0';
 	if (sh->reason <= IMG_NO_REASON || sh->reason >= IMG_NUM_REASONS)
 		sh->reason = IMG_INTERNAL_PLATFORM_ERROR;
-	if (WIFSIGNALED(st) || !said.msg[0])
-		return err_set(e, -EIO, "the builder was killed (%s %d)",
-			       WIFSIGNALED(st) ? "signal" : "exit code",
-			       WIFSIGNALED(st) ? WTERMSIG(st)
-					       : WEXITSTATUS(st));
-	return err_set(e, said.code < 0 && said.code > -4096 ? said.code : -EIO,
-		       "%s", said.msg);
+	if (rc)
+		return rc;
+	return err_set(e, -EIO, "the builder was killed (%s %d)",
+		       WIFSIGNALED(st) ? "signal" : "exit code",
+		       WIFSIGNALED(st) ? WTERMSIG(st) : WEXITSTATUS(st));
 }
 
 static int contained(struct run *r, struct err *e)
 {
-	cleanup_fd int go_w = -1;
-	int pipefd[2], rc, st;
-	pid_t pid;
+	int rc, st;
+	pid_t pid =
+	    mk_contain(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWPID,
+		       r->src, &r->sh->mk, inner, r, e);
 
-	if (unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWPID))
-		return err_sys(e, "making the builder's namespaces (it must "
-				  "run as root)");
-	if (pipe2(pipefd, O_CLOEXEC))
-		return err_sys(e, "pipe");
-	r->go = pipefd[0];
-	go_w = pipefd[1];
-	pid = fork();
 	if (pid < 0)
-		return err_sys(e, "fork");
-	if (pid == 0) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		close(go_w);
-		rc = inner(r, e);
-		r->sh->mk.error = *e;
-		_exit(rc ? 1 : 0);
-	}
-	fd_close(&r->go);
-	fd_close(&r->src->fd); // else tar would never see its reader go
-	(void)util_write_all(go_w, "", 1);
+		return pid;
 	rc = mr_wait(pid, &st, e);
 	if (!rc && (!WIFEXITED(st) || WEXITSTATUS(st)))
 		rc = inner_error(r->sh, st, e);
@@ -298,7 +260,7 @@ static int run(const struct mr_opts *o, struct mr_shared *sh,
 	       uint64_t *fetch_ms, struct err *e)
 {
 	struct mk_source src = {-1, 0, 0, -1};
-	struct run r = {o, &src, sh, -1};
+	struct run r = {o, &src, sh};
 	struct err tar_err = ERR_INIT;
 	uint64_t t0 = util_now_ns();
 	pid_t helper = 0;
@@ -402,19 +364,11 @@ static void settle_in(void)
 {
 	sigset_t set;
 
-	// Without a parent-death signal a cancelled build would go on.
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	signal(SIGPIPE, SIG_IGN);
+	mk_settle();
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGCHLD);
 	sigprocmask(SIG_BLOCK, &set, NULL);
-	close_range(3, ~0u, 0);
-	umask(022);
-	// File names in archives are UTF-8; any other locale would need
-	// conversion modules, loaded from inside the tree.
-	setlocale(LC_CTYPE, "C.UTF-8");
-	util_oom_first(); // a build goes before a microVM does
 }
 
 int main(int argc, char **argv)

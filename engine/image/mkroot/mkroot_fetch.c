@@ -100,7 +100,8 @@ static int read_credentials(const char *path, struct credentials *c,
 	return 0;
 }
 
-static void fetch_child(const struct mr_opts *o, int in, int out, int body)
+static void fetch_child(const struct mr_opts *o, pid_t parent, int in, int out,
+			int body)
 {
 	char max[24];
 	char *const argv[] = {(char *)o->fetch,
@@ -112,7 +113,7 @@ static void fetch_child(const struct mr_opts *o, int in, int out, int body)
 			      max,
 			      NULL};
 	char *const envp[] = {"PATH=/usr/bin:/bin", "LC_ALL=C", NULL};
-	const struct rlimit core = {0, 0}, fds = {64, 64},
+	const struct rlimit fds = {64, 64},
 			    file = {o->mk.max_bytes, o->mk.max_bytes};
 	sigset_t empty;
 
@@ -124,14 +125,14 @@ static void fetch_child(const struct mr_opts *o, int in, int out, int body)
 	out = fcntl(out, F_DUPFD_CLOEXEC, 10);
 	body = fcntl(body, F_DUPFD_CLOEXEC, 10);
 	if (dup2(in, 0) < 0 || dup2(out, 1) < 0 || dup2(body, 3) < 0 ||
-	    chdir("/") || setrlimit(RLIMIT_CORE, &core) ||
-	    setrlimit(RLIMIT_NOFILE, &fds) || setrlimit(RLIMIT_FSIZE, &file))
+	    chdir("/") || setrlimit(RLIMIT_NOFILE, &fds) ||
+	    setrlimit(RLIMIT_FSIZE, &file))
 		_exit(126);
 	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
 	if (setgroups(0, NULL) || setresgid(NOBODY, NOBODY, NOBODY) ||
 	    setresuid(NOBODY, NOBODY, NOBODY)) // takes the capabilities too
 		_exit(126);
-	prctl(PR_SET_PDEATHSIG, SIGKILL); // setuid had cleared it
+	mk_die_with(parent); // setuid had made it forget
 	execve(argv[0], argv, envp);
 	_exit(127);
 }
@@ -141,6 +142,7 @@ static int start(const struct mr_opts *o, const struct credentials *c, int body,
 {
 	cleanup_fd int r = -1, w = -1;
 	char text[FIELD_MAX + 300];
+	pid_t self = getpid();
 	int p[2], n;
 
 	if (pipe2(p, O_CLOEXEC))
@@ -151,7 +153,7 @@ static int start(const struct mr_opts *o, const struct credentials *c, int body,
 	if (*pid < 0)
 		return err_sys(e, "fork");
 	if (*pid == 0)
-		fetch_child(o, r, answer, body);
+		fetch_child(o, self, r, answer, body);
 	n = snprintf(text, sizeof(text), "%s\n%s\n%s\n", c->id, c->secret,
 		     c->token);
 	(void)util_write_all(w, text, (size_t)n); // less than a pipe holds

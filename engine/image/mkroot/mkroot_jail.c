@@ -161,8 +161,7 @@ int mr_jail_enter(const struct mr_opts *o, struct err *e)
 	    CAP_SETGID,	   CAP_SETUID,	     CAP_SETPCAP,
 	    CAP_SETFCAP,   CAP_SYS_CHROOT,   CAP_NET_BIND_SERVICE,
 	    CAP_SYS_ADMIN, CAP_MKNOD,	     -1};
-	const struct rlimit core = {0, 0},
-			    file = {o->mk.max_bytes, o->mk.max_bytes};
+	const struct rlimit file = {o->mk.max_bytes, o->mk.max_bytes};
 	int rc = mk_jail_open(o->mk.work, MS_NODEV | MS_NOSUID, e);
 
 	if (!rc)
@@ -175,8 +174,7 @@ int mr_jail_enter(const struct mr_opts *o, struct err *e)
 		rc = mk_jail_close(e);
 	if (rc)
 		return rc;
-	if (sethostname("build", 5) || setrlimit(RLIMIT_CORE, &core) ||
-	    setrlimit(RLIMIT_FSIZE, &file))
+	if (sethostname("build", 5) || setrlimit(RLIMIT_FSIZE, &file))
 		return err_sys(e, "limiting the builder");
 	return mk_jail_caps(keep, e);
 }
@@ -246,9 +244,7 @@ static void slirp_child(pid_t builder, int host, int ready)
 	snprintf(fd, sizeof(fd), "%d", ready);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	if (getppid() != builder) // died before that: the path is another's
-		_exit(126);
+	mk_die_with(builder); // died before that: the path is another's
 	if (setns(host, CLONE_NEWNET) || dup2(null, 0) < 0 ||
 	    dup2(null, 1) < 0 || dup2(null, 2) < 0 || fcntl(ready, F_SETFD, 0))
 		_exit(126);
