@@ -100,6 +100,11 @@ static void check_kvm(struct exam *x)
 			"guest ring 0 runs at %.0f million instructions a "
 			"second",
 			rep.ring0_mips);
+	else if (!rep.tsc_runs)
+		verdict(x, "stock-kernel", FAIL,
+			"modprobe -r kvm_amd kvm; modprobe kvm_amd (kvm_intel "
+			"likewise), or use scripts/kvmbox",
+			"%s", rep.why);
 	else
 		verdict(x, "stock-kernel", WARN,
 			"run stock kernels in scripts/kvmbox; ring-3 test "

@@ -212,6 +212,8 @@ int vmm_prepare(int kvm_fd, struct err *e)
 {
 	int rc = ask_supported(kvm_fd, &supported, e);
 
+	if (!rc)
+		rc = probe_tsc(kvm_fd, e);
 	if (rc)
 		supported.nent = 0;
 	return rc;

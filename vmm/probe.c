@@ -1,5 +1,12 @@
 // What this host's KVM is good for.
 //
+// Its guests' TSC must run. A KVM that neither scales TSCs nor has a constant one
+// gives its guests the frequency that the kernel believed in when KVM was loaded;
+// if that was corrected by more than 250 ppm since, each new vCPU's scale stays
+// unset (kvm_set_tsc_khz(), whose error is dropped), and KVM takes its TSC for a
+// constant: timers do not fire, and the guest sleeps for ever. Such hosts are
+// themselves guests, with KVM loaded in their first second.
+//
 // Some KVMs emulate a guest's ring 0 instruction by instruction (machines
 // without hardware virtualization of their own); a stock kernel does not boot
 // on them in useful time. So the probe runs a loop in ring 0 and times it: a
@@ -95,6 +102,38 @@ static uint64_t probe_run(struct probe *p, uint64_t loops)
 	return MAX(util_now_ns() - t0, 1u);
 }
 
+static bool read_tsc(int vcpu, uint64_t *tsc)
+{
+	struct {
+		struct kvm_msrs h;
+		struct kvm_msr_entry e;
+	} m = {.h.nmsrs = 1, .e.index = 0x10};
+
+	if (ioctl(vcpu, KVM_GET_MSRS, &m) != 1)
+		return false;
+	*tsc = m.e.data;
+	return true;
+}
+
+int probe_tsc(int kvm_fd, struct err *e)
+{
+	cleanup_fd int vm = ioctl(kvm_fd, KVM_CREATE_VM, 0ul);
+	cleanup_fd int vcpu = vm < 0 ? -1 : ioctl(vm, KVM_CREATE_VCPU, 0ul);
+	uint64_t first, second;
+
+	if (vcpu < 0)
+		return err_sys(e, "cannot make a VM to try KVM out");
+	if (!read_tsc(vcpu, &first))
+		return 0; // nothing can be told
+	usleep(10);
+	if (!read_tsc(vcpu, &second) || second != first)
+		return 0;
+	return err_set(e, -ENODEV,
+		       "the TSC of this KVM's guests stands still: it was "
+		       "loaded before the kernel knew the processor's "
+		       "frequency; remove KVM's modules and load them again");
+}
+
 static double probe_mips(int kvm_fd)
 {
 	struct probe p;
@@ -136,6 +175,8 @@ static bool has(int kvm_fd, unsigned long cap)
 
 void vmm_host_probe(int kvm_fd, struct vmm_host_report *out)
 {
+	struct err e = ERR_INIT;
+
 	memset(out, 0, sizeof(*out));
 	find_flavour(out->flavour, sizeof(out->flavour));
 	if (kvm_fd < 0 || ioctl(kvm_fd, KVM_GET_API_VERSION, 0) != 12) {
@@ -148,8 +189,10 @@ void vmm_host_probe(int kvm_fd, struct vmm_host_report *out)
 	out->split_irqchip = has(kvm_fd, KVM_CAP_SPLIT_IRQCHIP);
 	out->xsave2 = has(kvm_fd, KVM_CAP_XSAVE2);
 	out->user_mem_map = has(kvm_fd, KVM_CAP_USER_MEMORY);
+	out->tsc_runs = probe_tsc(kvm_fd, &e) == 0;
 	out->ring0_mips = probe_mips(kvm_fd);
-	out->stock_kernel = out->ring0_mips >= MIN_MIPS && out->split_irqchip;
+	out->stock_kernel =
+	    out->ring0_mips >= MIN_MIPS && out->split_irqchip && out->tsc_runs;
 	if (out->ring0_mips == 0)
 		snprintf(out->why, sizeof(out->why),
 			 "a loop in ring 0 ends in a KVM error");
@@ -161,4 +204,6 @@ void vmm_host_probe(int kvm_fd, struct vmm_host_report *out)
 	else if (!out->split_irqchip)
 		snprintf(out->why, sizeof(out->why),
 			 "this KVM lacks the split irqchip");
+	else if (!out->tsc_runs)
+		snprintf(out->why, sizeof(out->why), "%s", e.msg);
 }

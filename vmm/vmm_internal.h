@@ -336,6 +336,9 @@ int state_host_parse(const struct state_section *s, struct cpuid_table *out,
 		     struct err *e);
 // hostcheck.c: 0, or -ENODEV and the names of the features of `need` that
 // `have` lacks.
+// Do guests' TSCs run? 0, or -ENODEV and a sentence; -errno if there is no VM.
+int probe_tsc(int kvm_fd, struct err *e);
+
 int hostcheck_compare(const struct cpuid_table *need,
 		      const struct cpuid_table *have, struct err *e);
 

@@ -15,6 +15,27 @@ die()
 	sleep 60
 }
 
+load() # LIST
+{
+	while read -r mod; do
+		insmod "/$mod" || echo "kvmbox: cannot load $mod"
+	done <"$1"
+}
+
+# The kernel's first idea of its TSC's frequency comes from emulated timers, which a
+# busy host delays; it corrects it after two seconds. KVM keeps the one that it finds
+# when it is loaded, and gives a guest whose frequency was corrected by more than
+# 250 ppm a TSC that stands still: its timers never fire.
+await_clock()
+{
+	clock=/new/sys/devices/system/clocksource/clocksource0/current_clocksource
+	n=0
+	while [ "$(cat $clock)" = tsc-early ] && [ $n -lt 600 ]; do
+		usleep 50000
+		n=$((n + 1))
+	done
+}
+
 stage1()
 {
 	export PATH=/bin
@@ -22,9 +43,7 @@ stage1()
 	mount -t proc proc /proc
 	mount -t sysfs sys /sys
 	mount -t devtmpfs dev /dev
-	while read -r mod; do
-		insmod "/$mod" || echo "kvmbox: cannot load $mod"
-	done </modules.load
+	load /modules.load
 	run=$(sed 's/.*kvmbox\.run=\([^ ]*\).*/\1/' /proc/cmdline)
 
 	opt=trans=virtio,version=9p2000.L,msize=524288
@@ -71,6 +90,8 @@ stage1()
 	hostname kvmbox
 	grep -qw kvmbox /new/etc/hosts 2>/dev/null ||
 		echo 127.0.1.1 kvmbox >>/new/etc/hosts
+	await_clock
+	load /kvm.load
 	exec switch_root /new /run/kvmbox/busybox sh /run/kvmbox/init stage2
 }
 

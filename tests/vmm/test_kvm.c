@@ -608,6 +608,7 @@ Test(kvm, host_probe)
 	vmm_host_probe(kvm, &r);
 	cr_assert(r.kvm);
 	cr_assert(r.split_irqchip);
+	cr_assert(r.tsc_runs);
 	cr_assert_gt(r.ring0_mips, 0);
 	cr_assert_eq(r.stock_kernel, r.why[0] == 0, "%s", r.why);
 	if (strcmp(r.flavour, "kvm_pvm") == 0)

@@ -103,7 +103,8 @@ int vmm_begin(struct vmm **out, int kvm_fd, int console_fd, struct err *e);
 
 // Optional: asks KVM now what each vmm_create() and vmm_state_host_check() of
 // this process would ask it (0.3 ms on a host that is itself a guest). Once,
-// before other threads call into the room. 0 or -errno.
+// before other threads call into the room. 0 or -errno; -ENODEV: its guests'
+// clocks would stand still.
 int vmm_prepare(int kvm_fd, struct err *e);
 // The answers, for other processes on this host: a sealed memfd, the caller's, to
 // be read with vmm_facts_load() instead of vmm_prepare(). After vmm_prepare().
@@ -275,6 +276,7 @@ struct vmm_host_report {
 	double ring0_mips; // measured; 0 when the probe ended in an error
 	char flavour[64];  // kvm_amd, kvm_intel, kvm_pvm, unknown
 	char why[200];	   // when !stock_kernel: one sentence
+	bool tsc_runs;	   // for guests
 	bool tsc_deadline, split_irqchip, xsave2, user_mem_map;
 };
 // Takes about 0.1 s. Never fails: what cannot be found out is false.
