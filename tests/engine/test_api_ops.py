@@ -218,6 +218,38 @@ def test_page_tokens(t):
               f"{name}: 400", a)
 
 
+def by_pages(t, path, delete):
+    """Names, or versions, page by page, each deleted when it is seen."""
+    seen, token = [], ""
+    while True:
+        a = t.get(f"{path}?maxResults=2" + token).json
+        for item in a["items"]:
+            seen.append(item.get("name") or item["imageVersion"])
+            if delete(seen[-1]):
+                t.delete(f"{path}/{seen[-1]}")
+        if "nextToken" not in a:
+            return seen
+        token = "&nextToken=" + a["nextToken"]
+
+
+def test_deleting_by_pages(t):
+    for _ in range(6):
+        t.build(name="many", kernel="/proc/self/exe", memoryMiB=64)
+    path = AWS + "/microvm-images"
+    equal(by_pages(t, path + "/many/versions", lambda v: v != "6.0"),
+          [f"{n}.0" for n in range(1, 7)],
+          "who deletes versions page by page meets each")
+    equal(t.get(path + "/many/versions").json["items"][0]["imageVersion"],
+          "6.0", "and they are gone")
+    names = [f"del{i}" for i in range(6)]
+    for name in names:
+        t.build(name=name, kernel="/proc/self/exe", memoryMiB=64)
+    seen = by_pages(t, path, lambda name: name in names)
+    equal(sorted(x for x in seen if x in names), names,
+          "who deletes images page by page meets each")
+    equal(len(seen), len(set(seen)), "and each once")
+
+
 # --- tags ----------------------------------------------------------------------
 
 def tags_path(arn):
