@@ -88,8 +88,13 @@ void api_page_next(struct api *a, const struct http_req *r, json_t *in,
 
 // Finds a microVM; answers by itself and returns NULL otherwise.
 struct reg_vm *api_vm_of(struct api *a, struct http_req *r, const char *id);
+// Likewise. Who asks over TCP is one of AWS's clients, which mean what they name:
+// a beginning of a name does for nobody else.
 struct reg_image *api_image_of(struct api *a, struct http_req *r,
-			       const char *id); // likewise
+			       const char *id);
+// Likewise, for what would be lost or changed were it another: by its whole name.
+struct reg_image *api_image_whole(struct api *a, struct http_req *r,
+				  const char *id);
 // The running guest's cell for seg[3], or NULL after answering.
 struct eng_cell *api_cell_of(struct api *a, struct http_req *r, bool need_agent,
 			     struct reg_vm **out);

@@ -72,7 +72,7 @@ void api_create_image(struct api *a, struct http_req *r, json_t *in)
 void api_update_image(struct api *a, struct http_req *r, json_t *in)
 {
 	struct reg_image *im =
-	    api_image_of(a, r, api_member(in, "imageIdentifier"));
+	    api_image_whole(a, r, api_member(in, "imageIdentifier"));
 
 	if (im)
 		make(a, r, in, im);

@@ -110,8 +110,8 @@ static json_t *thaw_image(struct api *a, const struct reg_image *im)
 
 // --- finding ----------------------------------------------------------------
 
-struct reg_image *api_image_of(struct api *a, struct http_req *r,
-			       const char *id)
+static struct reg_image *image_of(struct api *a, struct http_req *r,
+				  const char *id, bool begin)
 {
 	struct err e = ERR_INIT;
 	struct reg_image *im;
@@ -121,29 +121,54 @@ struct reg_image *api_image_of(struct api *a, struct http_req *r,
 			"1 validation error detected: Value at "
 			"'imageIdentifier' failed to satisfy constraint: "
 			"Member must have between 1 and 256 characters");
-	else if (!eng_image_find(a->reg, id, &im, &e))
+	else if (!eng_image_find(a->reg, id, begin, &im, &e))
 		return im;
 	api_fail(a, r, &e, "microvm-image", e.code == -ENOENT ? id : NULL);
 	return NULL;
 }
 
-struct reg_version *api_version_of(struct api *a, struct http_req *r,
-				   json_t *in, struct reg_image **im)
+struct reg_image *api_image_of(struct api *a, struct http_req *r,
+			       const char *id)
+{
+	return image_of(a, r, id, !r->remote);
+}
+
+struct reg_image *api_image_whole(struct api *a, struct http_req *r,
+				  const char *id)
+{
+	return image_of(a, r, id, false);
+}
+
+static struct reg_version *version_in(struct api *a, struct http_req *r,
+				      json_t *in, const struct reg_image *im)
 {
 	const char *version = api_member(in, "imageVersion");
 	struct err e = ERR_INIT;
 	struct reg_version *v;
 
-	*im = api_image_of(a, r, api_member(in, "imageIdentifier"));
-	if (!*im)
+	if (!im)
 		return NULL;
-	v = eng_reg_version(*im, version);
+	v = eng_reg_version(im, version);
 	if (!v) {
 		err_set(&e, -ENOENT, "MicroVM image %s has no version %.32s",
-			(*im)->name, version);
+			im->name, version);
 		api_fail(a, r, &e, "microvm-image-version", version);
 	}
 	return v;
+}
+
+struct reg_version *api_version_of(struct api *a, struct http_req *r,
+				   json_t *in, struct reg_image **im)
+{
+	*im = api_image_of(a, r, api_member(in, "imageIdentifier"));
+	return version_in(a, r, in, *im);
+}
+
+static struct reg_version *version_whole(struct api *a, struct http_req *r,
+					 json_t *in, struct reg_image **im)
+{
+	*im = api_image_whole(a, r, api_member(in, "imageIdentifier"));
+	return version_in(a, r, in, *im);
 }
 
 // --- AWS's calls ------------------------------------------------------------
@@ -301,7 +326,7 @@ static void start_deletion(struct api *a, struct http_req *r,
 void api_delete_image(struct api *a, struct http_req *r, json_t *in)
 {
 	struct reg_image *im =
-	    api_image_of(a, r, api_member(in, "imageIdentifier"));
+	    api_image_whole(a, r, api_member(in, "imageIdentifier"));
 
 	if (im)
 		start_deletion(a, r, im, NULL);
@@ -310,7 +335,7 @@ void api_delete_image(struct api *a, struct http_req *r, json_t *in)
 void api_delete_version(struct api *a, struct http_req *r, json_t *in)
 {
 	struct reg_image *im;
-	struct reg_version *v = api_version_of(a, r, in, &im);
+	struct reg_version *v = version_whole(a, r, in, &im);
 
 	if (v)
 		start_deletion(a, r, im, v);
@@ -369,7 +394,7 @@ void api_list_versions(struct api *a, struct http_req *r, json_t *in)
 void api_update_version(struct api *a, struct http_req *r, json_t *in)
 {
 	struct reg_image *im;
-	struct reg_version *v = api_version_of(a, r, in, &im);
+	struct reg_version *v = version_whole(a, r, in, &im);
 	bool active = !strcmp(api_member(in, "status"), "ACTIVE");
 	struct err e = ERR_INIT;
 	struct reg_txn *t;

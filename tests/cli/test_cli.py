@@ -308,6 +308,9 @@ def changes():
     serve({"DELETE /2025-09-09/microvm-images/demo": answer({"state": "DELETED"})})
     check(thaw("rmi", "demo").stdout == "demo\n", "rmi")
     check(thaw("rmi", "-f", "other").returncode == 0, "rmi -f of nothing")
+    serve({"GET /2025-09-09/microvm-images/web": answer({"name": "webshop"})})
+    check(thaw("rmi", "-f", "web").returncode == 0 and len(FAKE.seen) == 1,
+          "rmi -f of what another one's name begins with", FAKE.seen)
 
 
 def builds():

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import urllib.parse
 
-from thawd_rig import AWS, Thawd, check, contains, equal, main
+from thawd_rig import AWS, OWN, Thawd, check, contains, equal, main
 
 BIN, LIBEXEC, TOOL = sys.argv[1], sys.argv[2], sys.argv[3]
 TABLE = json.loads(subprocess.check_output([TOOL, "table"]))
@@ -248,6 +248,31 @@ def test_deleting_by_pages(t):
     equal(sorted(x for x in seen if x in names), names,
           "who deletes images page by page meets each")
     equal(len(seen), len(set(seen)), "and each once")
+
+
+# --- names ---------------------------------------------------------------------
+
+def test_whole_names(t):
+    path = AWS + "/microvm-images/"
+    for _ in range(2):
+        t.build(name="webshop", kernel="/proc/self/exe", memoryMiB=64)
+    equal(t.get(path + "web").json["name"], "webshop",
+          "a beginning of a name is enough to look")
+    some = base("UpdateMicrovmImage")
+    some.pop("imageIdentifier", None)
+    for name, a in (
+            ("to delete", t.delete(path + "web")),
+            ("to delete a version", t.delete(path + "web/versions/1.0")),
+            ("to change a version", t.request(
+                "PATCH", path + "web/versions/1.0", {"status": "INACTIVE"})),
+            ("to make another version", t.request("PUT", path + "web", some))):
+        check(a.status == 404 and a.type == "ResourceNotFoundException" and
+              "webshop" in a.message and "whole name" in a.message,
+              f"but not {name}", a)
+    equal([(v["version"], v["status"])
+           for v in t.get(OWN + "/images/webshop").json["versions"]],
+          [("1.0", "ACTIVE"), ("2.0", "ACTIVE")], "all is as it was")
+    equal(t.delete(path + "webshop").status, 200, "by the whole name it goes")
 
 
 # --- tags ----------------------------------------------------------------------
