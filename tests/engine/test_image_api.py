@@ -281,6 +281,8 @@ def test_refused(t):
              "ValidationException", "X86_64 alone"),
             ({"kmsKeyIdentifier": "alias/mine"}, 400, "ValidationException",
              "kmsKeyIdentifier"),
+            ({"environmentVariables": {"A=B": "c"}}, 400,
+             "ValidationException", '"A=B"'),
             ({"hooks": hook}, 400, "ValidationException",
              'needs the image hook "ready"'),
             ({"egressNetworkConnectors": [EGRESS + "MY_VPC"]}, 400,
