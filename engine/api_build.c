@@ -31,6 +31,8 @@ static json_t *made_shape(const struct image_made *m, json_t *in, bool tags)
 			      api_seconds(m->created_ms), "updatedAt",
 			      api_seconds(m->created_ms));
 		members = json_copy(in);
+		json_object_set_new(members, "baseImageVersion",
+				    json_string(ENG_MANAGED_VERSION ".0"));
 		if (tags && json_object_get(in, "tags"))
 			json_object_set(j, "tags", json_object_get(in, "tags"));
 		for (size_t i = 0; i < ARRAY_SIZE(not_its); i++)

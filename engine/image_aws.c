@@ -327,7 +327,7 @@ static void record(struct eng_images *ims, const struct image_make *mk,
 	v->sizes = json_object();
 	image_build_of(b, v);
 	strcpy(out->version_name, v->version);
-	out->created_ms = v->created_ms;
+	out->created_ms = mk->image ? v->created_ms : out->image->created_ms;
 	eng_reg_put_image(t, out->image);
 	eng_reg_put_version(t, out->image, v);
 	eng_reg_event(t, json_pack("{s:s,s:s,s:s}", "type",
@@ -335,7 +335,8 @@ static void record(struct eng_images *ims, const struct image_make *mk,
 				   "version", v->version));
 	if (token->key[0]) {
 		snprintf(made, sizeof(made), "%s/%s", out->name, v->version);
-		eng_reg_put_token(t, token->key, token->params, made);
+		eng_reg_put_token(t, token->key, token->params, made,
+				  out->created_ms);
 	}
 	eng_reg_commit(t);
 }
