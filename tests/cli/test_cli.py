@@ -649,7 +649,8 @@ def environments():
     r = thaw("env")
     probe = r.stdout + "env -0"
     p = subprocess.run(["sh", "-c", probe], capture_output=True,
-                       env={"PATH": os.environ["PATH"], "AWS_SESSION_TOKEN": "x"})
+                       env={"PATH": os.environ["PATH"], "AWS_SESSION_TOKEN": "x",
+                            "AWS_PROFILE": "other"})
     got = dict(x.split(b"=", 1) for x in p.stdout.split(b"\0") if x)
     check(r.returncode == 0 and p.returncode == 0
           and got[b"AWS_ENDPOINT_URL_LAMBDA_MICROVMS"] == b"http://127.0.0.1:8480"
@@ -659,6 +660,7 @@ def environments():
           and got[b"THAW_ENDPOINT_CA"] == b"/st/ca.pem"
           and b"AWS_SESSION_TOKEN" not in got and b"AWS_CA_BUNDLE" not in got,
           "env is taken by a shell", (r, got))
+    check(b"AWS_PROFILE" not in got, "no profile is preferred to it", got)
     r = thaw("env", "--profile", "bot", "--json")
     check(json.loads(r.stdout)["AWS_ACCESS_KEY_ID"] == "AKIA2"
           and json.loads(r.stdout)["AWS_SECRET_ACCESS_KEY"] == "s2",
