@@ -82,8 +82,6 @@ int cmd_logs(struct cli *c)
 	uint64_t tail = 0;
 	int code = cli_number(c, "tail", 1000000000, &tail);
 
-	if (!code && cli_flag(c, "build") && cli_flag(c, "tail"))
-		code = cli_usage(c, "a build's log has no --tail: use tail(1)");
 	if (!code && cli_flag(c, "build"))
 		code = build_log_path(c, &path);
 	else if (!code)

@@ -149,6 +149,10 @@ static int make_request(struct cli *c, json_t *body, uint64_t *count)
 	rc = rc ? rc : cli_number(c, "count", 10000, count);
 	if (rc)
 		return rc;
+	if (cli_flag(c, "max-duration") && !max_s)
+		return cli_usage(c,
+				 "--max-duration 0: a microVM lives for 1 to "
+				 "28800 seconds");
 	if (max_s)
 		json_object_set_new(body, "maximumDurationInSeconds",
 				    json_integer((json_int_t)max_s));

@@ -122,6 +122,7 @@ def exit_codes():
                  ["build", "x", "a", "--hook", "run"],
                  ["build", "x", "a", "--hooks-port", "9000"],
                  ["run", "x", "--suspended", "5"],
+                 ["run", "x", "--max-duration", "0"],
                  ["run", "x", "--no-auto-resume"],
                  ["run", "x", "--ingress", "ftp"],
                  ["call"], ["call", ID, "nopath"], ["call", ID, "/a b"],
@@ -138,8 +139,7 @@ def exit_codes():
                  ["token", ID, "-p", "1", "--all-ports"],
                  ["tag", "x", "novalue"], ["tag", "x", "=v"], ["untag", "x"],
                  ["top", "--sort", "colour"], ["top", "-i", "0"],
-                 ["env", "--shell", "tcsh"], ["shell", ID, "--json"],
-                 ["logs", "--build", "x", "--tail", "3"]):
+                 ["env", "--shell", "tcsh"], ["shell", ID, "--json"]):
         r = thaw(*args)
         check(r.returncode == 2 and r.stderr and not FAKE.seen,
               f"usage: {' '.join(args)!a}", r)
@@ -743,6 +743,9 @@ def tags_and_builds():
           {"follow": "1"}, "logs --build of the newest version", r)
     check(thaw("logs", "demo:1.0", "--build").stdout == "old\n",
           "logs --build of a version")
+    thaw("logs", "--build", "demo:1.0", "-n", "3")
+    check(FAKE.seen[-1].query == {"follow": "0", "tail": "3"},
+          "logs --build of the last lines", FAKE.seen[-1].query)
     check(thaw("logs", "--build", "nope").returncode == 3,
           "logs --build of nothing")
 
