@@ -95,9 +95,13 @@ struct reg_image *api_image_of(struct api *a, struct http_req *r,
 // Likewise, for what would be lost or changed were it another: by its whole name.
 struct reg_image *api_image_whole(struct api *a, struct http_req *r,
 				  const char *id);
-// The running guest's cell for seg[3], or NULL after answering.
-struct eng_cell *api_cell_of(struct api *a, struct http_req *r, bool need_agent,
-			     struct reg_vm **out);
+// The microVM of seg[3], which runs or may be waited for (eng_vm_open, eng_vm_wake:
+// a suspended one is resumed, as by traffic), and has an agent; or NULL after
+// answering.
+#define API_REACH_MS 60000
+struct reg_vm *api_guest_of(struct api *a, struct http_req *r);
+// What to answer where those ended with -errno.
+int api_reach_error(int rc);
 // The image and version that `in` names; answers by itself and returns NULL
 // otherwise.
 struct reg_version *api_version_of(struct api *a, struct http_req *r,
