@@ -100,6 +100,8 @@ struct reg_image *api_image_whole(struct api *a, struct http_req *r,
 // answering.
 #define API_REACH_MS 60000
 struct reg_vm *api_guest_of(struct api *a, struct http_req *r);
+// Bytes passed to or from it: it is not idle. The record may be gone by now.
+void api_guest_traffic(struct api *a, const char *id, uint64_t *last_ns);
 // What to answer where those ended with -errno.
 int api_reach_error(int rc);
 // The image and version that `in` names; answers by itself and returns NULL

@@ -21,7 +21,9 @@ struct exec {
 	struct vm_opening *opening; // of its microVM; NULL: it is awake
 	struct reg_vm *vm;	    // until then
 	json_t *body;		    // likewise
-	int fd;			    // to the agent; -1 once handed over
+	char vm_id[REG_ID_LEN + 1];
+	uint64_t moved_ns;
+	int fd; // to the agent; -1 once handed over
 	struct eng_watch *watch;
 	struct eng_timer *timer;
 	uint8_t *out; // opening and stdin, to be sent
@@ -288,6 +290,13 @@ static void exec_collect(struct exec *x, json_t *body)
 		abort();
 }
 
+static void exec_moved(void *ctx)
+{
+	struct exec *x = ctx;
+
+	api_guest_traffic(x->a, x->vm_id, &x->moved_ns);
+}
+
 // The microVM runs, or never will.
 static void exec_awake(void *ctx, int rc, const char *why)
 {
@@ -317,7 +326,8 @@ static void exec_awake(void *ctx, int rc, const char *why)
 static void exec_start(struct api *a, struct http_req *r, struct reg_vm *vm,
 		       json_t *body)
 {
-	static const struct http_stream_ops ops = {.closed = exec_closed};
+	static const struct http_stream_ops ops = {.closed = exec_closed,
+						   .moved = exec_moved};
 	struct exec *x = calloc(1, sizeof(*x));
 	struct err e = ERR_INIT;
 
@@ -325,6 +335,7 @@ static void exec_start(struct api *a, struct http_req *r, struct reg_vm *vm,
 		abort();
 	x->a = a;
 	x->vm = vm;
+	strcpy(x->vm_id, vm->id);
 	x->body = json_incref(body);
 	x->fd = -1;
 	x->timer = eng_timer_create(a->loop, exec_timeout, x, "exec timeout");

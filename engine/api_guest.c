@@ -28,6 +28,21 @@ struct reg_vm *api_guest_of(struct api *a, struct http_req *r)
 	return NULL;
 }
 
+#define TRAFFIC_NS 1000000000u // looked for no more often
+
+void api_guest_traffic(struct api *a, const char *id, uint64_t *last_ns)
+{
+	uint64_t now = util_now_ns();
+	struct reg_vm *vm;
+
+	if (now - *last_ns < TRAFFIC_NS)
+		return;
+	*last_ns = now;
+	vm = eng_reg_vm(a->reg, id);
+	if (vm)
+		eng_vm_traffic(vm);
+}
+
 int api_reach_error(int rc)
 {
 	switch (rc) {
@@ -51,6 +66,8 @@ struct forward {
 	struct api *a;
 	struct http_stream *st;
 	struct vm_opening *opening; // NULL: over
+	char vm[REG_ID_LEN + 1];
+	uint64_t moved_ns;
 };
 
 static void forward_closed(void *ctx)
@@ -59,6 +76,13 @@ static void forward_closed(void *ctx)
 
 	eng_vm_open_cancel(f->opening);
 	free(f);
+}
+
+static void forward_moved(void *ctx)
+{
+	struct forward *f = ctx;
+
+	api_guest_traffic(f->a, f->vm, &f->moved_ns);
 }
 
 static void forward_opened(void *ctx, int fd, const char *why)
@@ -78,13 +102,15 @@ static void forward_opened(void *ctx, int fd, const char *why)
 static void forward_start(struct api *a, struct http_req *r, struct reg_vm *vm,
 			  long port)
 {
-	static const struct http_stream_ops ops = {.closed = forward_closed};
+	static const struct http_stream_ops ops = {.closed = forward_closed,
+						   .moved = forward_moved};
 	struct forward *f = calloc(1, sizeof(*f));
 	struct err e = ERR_INIT;
 
 	if (!f)
 		abort();
 	f->a = a;
+	strcpy(f->vm, vm->id);
 	f->st = http_stream_take(r, &ops, f);
 	if (!f->st)
 		free(f);
