@@ -123,6 +123,7 @@ def exit_codes():
                  ["build", "x", "a", "--hooks-port", "9000"],
                  ["run", "x", "--suspended", "5"],
                  ["run", "x", "--max-duration", "0"],
+                 ["run", "x:1.0", "--version", "2.0"],
                  ["run", "x", "--no-auto-resume"],
                  ["run", "x", "--ingress", "ftp"],
                  ["call"], ["call", ID, "nopath"], ["call", ID, "/a b"],
@@ -250,6 +251,13 @@ def run_and_wait():
         "imageIdentifier": "demo", "name": "web", "cold": True,
         "labels": {"k": "v=w", "x": ""}, "runHookPayload": "hello",
         "maximumDurationInSeconds": 60}, "run's request", FAKE.seen[0].json)
+    for args in (["demo:1.0"], ["demo", "--version", "1.0"]):
+        thaw("run", *args)
+        check(FAKE.seen[0].json == {"imageIdentifier": "demo",
+                                    "imageVersion": "1.0"},
+              f"run {' '.join(args)}", FAKE.seen[0].json)
+    polls.clear()
+    thaw("run", "demo", "--wait")
     check(len(polls) == 2 and polls[0]["wait"] == "RUNNING",
           "--wait asks until it is there", polls)
     with open(TOP + "/payload", "w") as f:
@@ -308,7 +316,14 @@ def changes():
     serve({"DELETE /2025-09-09/microvm-images/demo": answer({"state": "DELETED"})})
     check(thaw("rmi", "demo").stdout == "demo\n", "rmi")
     check(thaw("rmi", "-f", "other").returncode == 0, "rmi -f of nothing")
-    serve({"GET /2025-09-09/microvm-images/web": answer({"name": "webshop"})})
+    serve({"DELETE /2025-09-09/microvm-images/demo/versions/1.0":
+           answer({"state": "DELETED"})})
+    check(thaw("rmi", "demo:1.0").stdout == "demo:1.0\n", "rmi of a version")
+    check(thaw("rmi", "-f", "demo:2.0").returncode == 0,
+          "rmi -f of none")
+    serve({"GET /2025-09-09/microvm-images/web": answer(
+        {"name": "webshop", "imageArn": "arn:aws:lambda:us-east-1:0:"
+         "microvm-image:webshop"})})
     check(thaw("rmi", "-f", "web").returncode == 0 and len(FAKE.seen) == 1,
           "rmi -f of what another one's name begins with", FAKE.seen)
 
