@@ -149,6 +149,8 @@ const char *cli_ago(double when, char *buf, size_t cap); // "3 minutes ago"
 const char *cli_mib_text(double bytes, char *buf, size_t cap);
 const char *cli_short_id(const char *id, char *buf, size_t cap);
 const char *cli_image_name(const char *arn);
+// IMAGE[:VERSION]: the image, for free(); *version is in it, or NULL.
+char *cli_image_version(const char *text, char **version);
 
 struct cli_progress {
 	bool bar; // a terminal that may be redrawn

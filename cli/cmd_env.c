@@ -178,9 +178,10 @@ int cmd_env(struct cli *c)
 		cli_print_json(vars, false);
 	} else if (!code) {
 		put_all(vars, fish);
-		// A session token of other credentials would be sent along.
-		puts(fish ? "set -e AWS_SESSION_TOKEN"
-			  : "unset AWS_SESSION_TOKEN");
+		// A session token of other credentials would be sent along; and
+		// the SDK for JavaScript prefers a profile's to these.
+		puts(fish ? "set -e AWS_SESSION_TOKEN AWS_PROFILE"
+			  : "unset AWS_SESSION_TOKEN AWS_PROFILE");
 		say_endpoint(host, fish);
 	}
 	json_decref(vars);

@@ -65,23 +65,36 @@ int cmd_images(struct cli *c)
 	return 0;
 }
 
+// Also when another one's name only begins so.
+static bool is_gone(struct cli *c, const char *image, const char *path)
+{
+	json_t *j = NULL;
+	int code = cli_try(c, path, &j);
+	const char *name = cli_image_name(cli_str(j, "imageArn"));
+	bool gone = code == CLI_NOT_FOUND ||
+		    (!code && strcmp(name, cli_image_name(image)));
+
+	json_decref(j);
+	return gone;
+}
+
 int cmd_rmi(struct cli *c)
 {
 	int worst = 0;
 
 	for (int i = 0; i < c->argc; i++) {
-		char *path = cli_path(CLI_AWS "/microvm-images/%s", c->argv[i]);
-		json_t *j = NULL;
-		int code;
+		char *version;
+		char *image = cli_image_version(c->argv[i], &version);
+		char *path =
+		    version ? cli_path(CLI_AWS "/microvm-images/%s/versions/%s",
+				       image, version)
+			    : cli_path(CLI_AWS "/microvm-images/%s", image);
+		int code = 0;
 
-		if (cli_flag(c, "force") &&
-		    cli_try(c, path, &j) == CLI_NOT_FOUND) {
-			free(path);
-			continue;
-		}
-		json_decref(j);
-		code = cli_delete(c, c->argv[i], path);
+		if (!cli_flag(c, "force") || !is_gone(c, image, path))
+			code = cli_delete(c, c->argv[i], path);
 		free(path);
+		free(image);
 		worst = code ? code : worst;
 		if (code == CLI_UNREACHABLE)
 			return code;

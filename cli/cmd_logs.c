@@ -27,29 +27,22 @@ static void put_output(const char *p, size_t n, bool raw)
 // IMAGE or IMAGE:VERSION; without one, the newest. Sets *out, the log's path.
 static int build_log_path(struct cli *c, char **out)
 {
-	char *image = strdup(c->argv[0]), *path;
-	char *colon = image ? strrchr(image, ':') : NULL;
+	char *version, *image = cli_image_version(c->argv[0], &version);
+	char *path = cli_path(CLI_OWN "/images/%s", image);
 	const json_t *all, *last;
 	json_t *j = NULL;
 	int code = 0;
 
-	if (!image)
-		abort();
-	if (colon && !strncmp(image, "arn:", 4) && !strchr(colon, '.'))
-		colon = NULL; // an ARN's own
-	if (colon)
-		*colon = '\0';
-	path = cli_path(CLI_OWN "/images/%s", image);
-	if (!colon)
+	if (!version)
 		code = cli_call(c, image, "GET", path, NULL, &j);
 	free(path);
 	all = json_object_get(j, "versions");
 	last = json_array_get(all, json_array_size(all) - 1);
-	if (!code && !colon && !last)
+	if (!code && !version && !last)
 		code = cli_fail(CLI_NOT_FOUND, "%s: it has no versions", image);
 	if (!code)
 		*out = cli_path(CLI_OWN "/images/%s/versions/%s/log", image,
-				colon ? colon + 1 : cli_str(last, "version"));
+				version ? version : cli_str(last, "version"));
 	json_decref(j);
 	free(image);
 	return code;
@@ -82,8 +75,6 @@ int cmd_logs(struct cli *c)
 	uint64_t tail = 0;
 	int code = cli_number(c, "tail", 1000000000, &tail);
 
-	if (!code && cli_flag(c, "build") && cli_flag(c, "tail"))
-		code = cli_usage(c, "a build's log has no --tail: use tail(1)");
 	if (!code && cli_flag(c, "build"))
 		code = build_log_path(c, &path);
 	else if (!code)

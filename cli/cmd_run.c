@@ -124,17 +124,37 @@ static int set_ingress(struct cli *c, json_t *body)
 	return 0;
 }
 
+static int set_image(struct cli *c, json_t *body)
+{
+	char *version, *image = cli_image_version(c->argv[0], &version);
+	const char *asked = cli_value(c, "version");
+	int code = 0;
+
+	if (version && asked)
+		code = cli_usage(c,
+				 "'%s' names a version already: leave "
+				 "--version out",
+				 c->argv[0]);
+	if (!asked)
+		asked = version;
+	json_object_set_new(body, "imageIdentifier", json_string(image));
+	if (asked)
+		json_object_set_new(body, "imageVersion", json_string(asked));
+	free(image);
+	return code;
+}
+
 static int make_request(struct cli *c, json_t *body, uint64_t *count)
 {
 	uint64_t max_s = 0;
 	const char *v;
 	int rc;
 
-	json_object_set_new(body, "imageIdentifier", json_string(c->argv[0]));
+	rc = set_image(c, body);
+	if (rc)
+		return rc;
 	if ((v = cli_value(c, "name")))
 		json_object_set_new(body, "name", json_string(v));
-	if ((v = cli_value(c, "version")))
-		json_object_set_new(body, "imageVersion", json_string(v));
 	if ((v = cli_value(c, "role")))
 		json_object_set_new(body, "executionRoleArn", json_string(v));
 	if ((v = cli_value(c, "client-token")))
@@ -149,6 +169,10 @@ static int make_request(struct cli *c, json_t *body, uint64_t *count)
 	rc = rc ? rc : cli_number(c, "count", 10000, count);
 	if (rc)
 		return rc;
+	if (cli_flag(c, "max-duration") && !max_s)
+		return cli_usage(c,
+				 "--max-duration 0: a microVM lives for 1 to "
+				 "28800 seconds");
 	if (max_s)
 		json_object_set_new(body, "maximumDurationInSeconds",
 				    json_integer((json_int_t)max_s));

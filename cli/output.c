@@ -163,6 +163,21 @@ const char *cli_short_id(const char *id, char *buf, size_t cap)
 	return buf;
 }
 
+char *cli_image_version(const char *text, char **version)
+{
+	char *image = strdup(text);
+	char *colon = image ? strrchr(image, ':') : NULL;
+
+	if (!image)
+		abort();
+	if (colon && !strncmp(image, "arn:", 4) && !strchr(colon, '.'))
+		colon = NULL; // an ARN's own
+	if (colon)
+		*colon = '\0';
+	*version = colon ? colon + 1 : NULL;
+	return image;
+}
+
 const char *cli_image_name(const char *arn)
 {
 	const char *colon = strrchr(arn, ':');

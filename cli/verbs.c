@@ -92,8 +92,8 @@ const struct cli_command cli_commands[] = {
      cmd_images,
      {OPT_NO_HEADER, {'q', "quiet", NULL, "names only"}}},
     {"rmi",
-     "IMAGE...",
-     "remove images",
+     "IMAGE[:VERSION]...",
+     "remove images, or versions of them",
      NULL,
      1,
      -1,
@@ -122,7 +122,7 @@ const struct cli_command cli_commands[] = {
      cmd_untag,
      {{0, NULL, NULL, NULL}}},
     {"run",
-     "IMAGE",
+     "IMAGE[:VERSION]",
      "thaw a copy of an image",
      "Prints the id of the new microVM.\n",
      1,
@@ -189,8 +189,10 @@ const struct cli_command cli_commands[] = {
     {"call",
      "ID [PATH]",
      "send a request to the application",
-     "Through thawd's socket: no endpoint and no token is needed. The port is "
-     "the first\n"
+     "Through thawd's socket: no endpoint and no token is needed. A suspended "
+     "microVM is\n"
+     "resumed for it, as it is for exec, shell and forward. The port is the "
+     "first\n"
      "one that the image's Dockerfile EXPOSEs, else the one it was frozen on, "
      "else 8080;\n"
      "when nothing listens there, those that do are listed. Data that is a "

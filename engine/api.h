@@ -88,11 +88,22 @@ void api_page_next(struct api *a, const struct http_req *r, json_t *in,
 
 // Finds a microVM; answers by itself and returns NULL otherwise.
 struct reg_vm *api_vm_of(struct api *a, struct http_req *r, const char *id);
+// Likewise. Who asks over TCP is one of AWS's clients, which mean what they name:
+// a beginning of a name does for nobody else.
 struct reg_image *api_image_of(struct api *a, struct http_req *r,
-			       const char *id); // likewise
-// The running guest's cell for seg[3], or NULL after answering.
-struct eng_cell *api_cell_of(struct api *a, struct http_req *r, bool need_agent,
-			     struct reg_vm **out);
+			       const char *id);
+// Likewise, for what would be lost or changed were it another: by its whole name.
+struct reg_image *api_image_whole(struct api *a, struct http_req *r,
+				  const char *id);
+// The microVM of seg[3], which runs or may be waited for (eng_vm_open, eng_vm_wake:
+// a suspended one is resumed, as by traffic), and has an agent; or NULL after
+// answering.
+#define API_REACH_MS 60000
+struct reg_vm *api_guest_of(struct api *a, struct http_req *r);
+// Bytes passed to or from it: it is not idle. The record may be gone by now.
+void api_guest_traffic(struct api *a, const char *id, uint64_t *last_ns);
+// What to answer where those ended with -errno.
+int api_reach_error(int rc);
 // The image and version that `in` names; answers by itself and returns NULL
 // otherwise.
 struct reg_version *api_version_of(struct api *a, struct http_req *r,

@@ -31,6 +31,8 @@ static json_t *made_shape(const struct image_made *m, json_t *in, bool tags)
 			      api_seconds(m->created_ms), "updatedAt",
 			      api_seconds(m->created_ms));
 		members = json_copy(in);
+		json_object_set_new(members, "baseImageVersion",
+				    json_string(ENG_MANAGED_VERSION ".0"));
 		if (tags && json_object_get(in, "tags"))
 			json_object_set(j, "tags", json_object_get(in, "tags"));
 		for (size_t i = 0; i < ARRAY_SIZE(not_its); i++)
@@ -72,7 +74,7 @@ void api_create_image(struct api *a, struct http_req *r, json_t *in)
 void api_update_image(struct api *a, struct http_req *r, json_t *in)
 {
 	struct reg_image *im =
-	    api_image_of(a, r, api_member(in, "imageIdentifier"));
+	    api_image_whole(a, r, api_member(in, "imageIdentifier"));
 
 	if (im)
 		make(a, r, in, im);

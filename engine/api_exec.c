@@ -18,6 +18,11 @@
 struct exec {
 	struct api *a;
 	struct http_stream *st;
+	struct vm_opening *opening; // of its microVM; NULL: it is awake
+	struct reg_vm *vm;	    // until then
+	json_t *body;		    // likewise
+	char vm_id[REG_ID_LEN + 1];
+	uint64_t moved_ns;
 	int fd; // to the agent; -1 once handed over
 	struct eng_watch *watch;
 	struct eng_timer *timer;
@@ -45,6 +50,8 @@ static void exec_closed(void *ctx)
 	struct exec *x = ctx;
 
 	exec_stop(x);
+	eng_vm_open_cancel(x->opening);
+	json_decref(x->body);
 	eng_timer_destroy(x->timer);
 	free(x->text[0].p);
 	free(x->text[1].p);
@@ -283,26 +290,29 @@ static void exec_collect(struct exec *x, json_t *body)
 		abort();
 }
 
-static void exec_start(struct api *a, struct http_req *r, struct eng_cell *cell,
-		       json_t *body)
+static void exec_moved(void *ctx)
 {
-	static const struct http_stream_ops ops = {.closed = exec_closed};
-	bool upgrade = strcmp(r->upgrade, "thaw-exec") == 0;
-	struct exec *x = calloc(1, sizeof(*x));
-	struct err e = ERR_INIT;
-	int rc;
+	struct exec *x = ctx;
 
-	if (!x)
-		abort();
-	x->a = a;
-	x->fd = -1;
-	x->timer = eng_timer_create(a->loop, exec_timeout, x, "exec timeout");
-	x->st = http_stream_take(r, &ops, x);
-	if (!x->st) {
-		exec_closed(x);
+	api_guest_traffic(x->a, x->vm_id, &x->moved_ns);
+}
+
+// The microVM runs, or never will.
+static void exec_awake(void *ctx, int rc, const char *why)
+{
+	struct exec *x = ctx;
+	bool upgrade = http_stream_req(x->st)->upgrade[0];
+	struct eng_cell *cell;
+	struct err e = ERR_INIT;
+
+	x->opening = NULL;
+	if (rc) {
+		exec_fail(x, api_reach_error(rc), "%s",
+			  why ? why : err_name(rc));
 		return;
 	}
-	rc = exec_encode(x, body, upgrade, &e);
+	cell = eng_vm_cell(x->vm);
+	rc = exec_encode(x, x->body, upgrade, &e);
 	if (!rc)
 		rc = eng_cell_connect(cell, AGENT_PORT, &x->fd, &e);
 	if (rc)
@@ -310,13 +320,38 @@ static void exec_start(struct api *a, struct http_req *r, struct eng_cell *cell,
 	else if (upgrade)
 		exec_upgrade(x);
 	else
-		exec_collect(x, body);
+		exec_collect(x, x->body);
+}
+
+static void exec_start(struct api *a, struct http_req *r, struct reg_vm *vm,
+		       json_t *body)
+{
+	static const struct http_stream_ops ops = {.closed = exec_closed,
+						   .moved = exec_moved};
+	struct exec *x = calloc(1, sizeof(*x));
+	struct err e = ERR_INIT;
+
+	if (!x)
+		abort();
+	x->a = a;
+	x->vm = vm;
+	strcpy(x->vm_id, vm->id);
+	x->body = json_incref(body);
+	x->fd = -1;
+	x->timer = eng_timer_create(a->loop, exec_timeout, x, "exec timeout");
+	x->st = http_stream_take(r, &ops, x);
+	if (!x->st) {
+		exec_closed(x);
+		return;
+	}
+	if (eng_vm_wake(a->vms, vm, API_REACH_MS, exec_awake, x, &x->opening,
+			&e))
+		exec_fail(x, e.code, "%s", e.msg);
 }
 
 void api_exec(struct api *a, struct http_req *r)
 {
 	struct err e = ERR_INIT;
-	struct eng_cell *cell;
 	struct reg_vm *vm;
 	json_t *body = shape_body(r->body, r->body_len, &e);
 	int rc = body ? check_object(body, "", exec_fields,
@@ -333,7 +368,7 @@ void api_exec(struct api *a, struct http_req *r)
 			     "stdin is sent as frames after the upgrade");
 	if (rc)
 		api_fail(a, r, &e, NULL, NULL);
-	else if ((cell = api_cell_of(a, r, true, &vm)))
-		exec_start(a, r, cell, body);
+	else if ((vm = api_guest_of(a, r)))
+		exec_start(a, r, vm, body);
 	json_decref(body);
 }

@@ -1,44 +1,63 @@
 // Calls that reach into a guest besides exec: forward, logs, mailbox.
 #include "api.h"
 
-#include "agent.h"
-
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
 #define LOG_HIGH (256 * 1024)
-#define CONNECT_MS 10000
 
-struct eng_cell *api_cell_of(struct api *a, struct http_req *r, bool need_agent,
-			     struct reg_vm **out)
+struct reg_vm *api_guest_of(struct api *a, struct http_req *r)
 {
 	struct reg_vm *vm = api_vm_of(a, r, r->seg[3]);
-	struct eng_cell *cell = vm ? eng_vm_cell(vm) : NULL;
 	struct err e = ERR_INIT;
 
 	if (!vm)
 		return NULL;
-	*out = vm;
-	if (!cell)
+	if (!vm->live || vm->state == VM_PARKED || vm->state == VM_TERMINATING)
 		err_set(&e, -EBUSY, "MicroVM %s is %s, not RUNNING", vm->id,
 			eng_state_name(vm->state));
-	else if (need_agent && !vm->agent)
+	else if (!vm->agent)
 		err_set(&e, -EINVAL,
 			"MicroVM %s has no agent (its image was built from a "
 			"kernel alone)",
 			vm->id);
-	else if (!need_agent && vm->agent)
-		err_set(&e, -EINVAL,
-			"MicroVM %s has an agent; only guests without one "
-			"have a mailbox",
-			vm->id);
-	if (!e.code) {
-		eng_vm_traffic(vm);
-		return cell;
-	}
+	if (!e.code)
+		return vm;
 	api_fail(a, r, &e, "microvm", vm->id);
 	return NULL;
+}
+
+#define TRAFFIC_NS 1000000000u // looked for no more often
+
+void api_guest_traffic(struct api *a, const char *id, uint64_t *last_ns)
+{
+	uint64_t now = util_now_ns();
+	struct reg_vm *vm;
+
+	if (now - *last_ns < TRAFFIC_NS)
+		return;
+	*last_ns = now;
+	vm = eng_reg_vm(a->reg, id);
+	if (vm)
+		eng_vm_traffic(vm);
+}
+
+int api_reach_error(int rc)
+{
+	switch (rc) {
+	case -ETIMEDOUT:
+	case -EBUSY: // its idle policy lets nothing but ResumeMicrovm wake it
+		return rc;
+	case -EDQUOT:
+		return -EAGAIN;
+	case -ENOENT: // it has ended
+		return -EBUSY;
+	case -EIO: // a resume that failed
+		return -EIO;
+	default:
+		return -ECONNREFUSED;
+	}
 }
 
 // --- forward ----------------------------------------------------------------
@@ -46,74 +65,64 @@ struct eng_cell *api_cell_of(struct api *a, struct http_req *r, bool need_agent,
 struct forward {
 	struct api *a;
 	struct http_stream *st;
-	struct eng_agent_call *call;
-	long port;
+	struct vm_opening *opening; // NULL: over
+	char vm[REG_ID_LEN + 1];
+	uint64_t moved_ns;
 };
 
 static void forward_closed(void *ctx)
 {
 	struct forward *f = ctx;
 
-	eng_agent_cancel(f->call);
+	eng_vm_open_cancel(f->opening);
 	free(f);
 }
 
-static void forward_answered(void *ctx, const struct eng_agent_answer *an)
+static void forward_moved(void *ctx)
+{
+	struct forward *f = ctx;
+
+	api_guest_traffic(f->a, f->vm, &f->moved_ns);
+}
+
+static void forward_opened(void *ctx, int fd, const char *why)
 {
 	struct forward *f = ctx;
 	struct err e = ERR_INIT;
 
-	f->call = NULL;
-	if (!an->rc && an->type == AGENT_OK && an->fd >= 0) {
-		http_stream_relay(f->st, "thaw-forward", an->fd, true);
+	f->opening = NULL;
+	if (fd >= 0) {
+		http_stream_relay(f->st, "thaw-forward", fd, true);
 		return;
 	}
-	if (an->fd >= 0)
-		close(an->fd);
-	err_set(&e, -ECONNREFUSED,
-		"port %ld of the guest cannot be reached: %s", f->port,
-		an->why ? an->why : "the agent gave no reason");
+	err_set(&e, api_reach_error(fd), "%s", why ? why : err_name(fd));
 	api_fail_stream(f->a, f->st, &e);
 }
 
-static void forward_start(struct api *a, struct http_req *r,
-			  struct eng_cell *cell, long port)
+static void forward_start(struct api *a, struct http_req *r, struct reg_vm *vm,
+			  long port)
 {
-	static const struct http_stream_ops ops = {.closed = forward_closed};
+	static const struct http_stream_ops ops = {.closed = forward_closed,
+						   .moved = forward_moved};
 	struct forward *f = calloc(1, sizeof(*f));
 	struct err e = ERR_INIT;
-	struct wire_writer w;
-	uint8_t buf[64];
-	int fd, rc;
 
 	if (!f)
 		abort();
 	f->a = a;
-	f->port = port;
+	strcpy(f->vm, vm->id);
 	f->st = http_stream_take(r, &ops, f);
-	if (!f->st) {
+	if (!f->st)
 		free(f);
-		return;
-	}
-	w = wire_writer_of(buf, sizeof(buf));
-	eng_agent_put_connect(&w, (uint16_t)port);
-	rc = eng_cell_connect(cell, AGENT_PORT, &fd, &e);
-	if (!rc) {
-		f->call = eng_agent_call(a->loop, fd, buf, w.len, CONNECT_MS,
-					 true, forward_answered, f, &e);
-		rc = f->call ? 0 : -EIO;
-	}
-	if (rc) {
-		err_wrap(&e, rc, "reach the guest's agent");
+	else if (eng_vm_open(a->vms, vm, (unsigned)port, API_REACH_MS,
+			     forward_opened, f, &f->opening, &e))
 		api_fail_stream(a, f->st, &e);
-	}
 }
 
 void api_forward(struct api *a, struct http_req *r)
 {
 	const char *text = http_query(r, "port");
 	struct err e = ERR_INIT;
-	struct eng_cell *cell;
 	struct reg_vm *vm;
 	long port = 0;
 
@@ -123,8 +132,8 @@ void api_forward(struct api *a, struct http_req *r)
 		err_set(&e, -EINVAL, "Upgrade: thaw-forward is required");
 	if (e.code)
 		api_fail(a, r, &e, NULL, NULL);
-	else if ((cell = api_cell_of(a, r, true, &vm)))
-		forward_start(a, r, cell, port);
+	else if ((vm = api_guest_of(a, r)))
+		forward_start(a, r, vm, port);
 }
 
 // --- logs -------------------------------------------------------------------
@@ -260,13 +269,40 @@ void api_logs(struct api *a, struct http_req *r)
 
 // --- mailbox ----------------------------------------------------------------
 
+// The running guest's cell, or NULL after answering.
+static struct eng_cell *mailbox_of(struct api *a, struct http_req *r,
+				   struct reg_vm **out)
+{
+	struct reg_vm *vm = api_vm_of(a, r, r->seg[3]);
+	struct eng_cell *cell = vm ? eng_vm_cell(vm) : NULL;
+	struct err e = ERR_INIT;
+
+	if (!vm)
+		return NULL;
+	*out = vm;
+	if (!cell)
+		err_set(&e, -EBUSY, "MicroVM %s is %s, not RUNNING", vm->id,
+			eng_state_name(vm->state));
+	else if (vm->agent)
+		err_set(&e, -EINVAL,
+			"MicroVM %s has an agent; only guests without one "
+			"have a mailbox",
+			vm->id);
+	if (!e.code) {
+		eng_vm_traffic(vm);
+		return cell;
+	}
+	api_fail(a, r, &e, "microvm", vm->id);
+	return NULL;
+}
+
 void api_mailbox(struct api *a, struct http_req *r)
 {
 	struct err e = ERR_INIT;
 	struct eng_cell *cell;
 	struct reg_vm *vm;
 
-	cell = api_cell_of(a, r, false, &vm);
+	cell = mailbox_of(a, r, &vm);
 	if (!cell)
 		return;
 	if (!eng_cell_mailbox(cell, r->body, r->body_len, &e)) {

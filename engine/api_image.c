@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { DELETE_TRIES = 10, DELETE_WAIT_MS = 10000 };
@@ -109,8 +110,8 @@ static json_t *thaw_image(struct api *a, const struct reg_image *im)
 
 // --- finding ----------------------------------------------------------------
 
-struct reg_image *api_image_of(struct api *a, struct http_req *r,
-			       const char *id)
+static struct reg_image *image_of(struct api *a, struct http_req *r,
+				  const char *id, bool begin)
 {
 	struct err e = ERR_INIT;
 	struct reg_image *im;
@@ -120,29 +121,54 @@ struct reg_image *api_image_of(struct api *a, struct http_req *r,
 			"1 validation error detected: Value at "
 			"'imageIdentifier' failed to satisfy constraint: "
 			"Member must have between 1 and 256 characters");
-	else if (!eng_image_find(a->reg, id, &im, &e))
+	else if (!eng_image_find(a->reg, id, begin, &im, &e))
 		return im;
 	api_fail(a, r, &e, "microvm-image", e.code == -ENOENT ? id : NULL);
 	return NULL;
 }
 
-struct reg_version *api_version_of(struct api *a, struct http_req *r,
-				   json_t *in, struct reg_image **im)
+struct reg_image *api_image_of(struct api *a, struct http_req *r,
+			       const char *id)
+{
+	return image_of(a, r, id, !r->remote);
+}
+
+struct reg_image *api_image_whole(struct api *a, struct http_req *r,
+				  const char *id)
+{
+	return image_of(a, r, id, false);
+}
+
+static struct reg_version *version_in(struct api *a, struct http_req *r,
+				      json_t *in, const struct reg_image *im)
 {
 	const char *version = api_member(in, "imageVersion");
 	struct err e = ERR_INIT;
 	struct reg_version *v;
 
-	*im = api_image_of(a, r, api_member(in, "imageIdentifier"));
-	if (!*im)
+	if (!im)
 		return NULL;
-	v = eng_reg_version(*im, version);
+	v = eng_reg_version(im, version);
 	if (!v) {
 		err_set(&e, -ENOENT, "MicroVM image %s has no version %.32s",
-			(*im)->name, version);
+			im->name, version);
 		api_fail(a, r, &e, "microvm-image-version", version);
 	}
 	return v;
+}
+
+struct reg_version *api_version_of(struct api *a, struct http_req *r,
+				   json_t *in, struct reg_image **im)
+{
+	*im = api_image_of(a, r, api_member(in, "imageIdentifier"));
+	return version_in(a, r, in, *im);
+}
+
+static struct reg_version *version_whole(struct api *a, struct http_req *r,
+					 json_t *in, struct reg_image **im)
+{
+	*im = api_image_whole(a, r, api_member(in, "imageIdentifier"));
+	return version_in(a, r, in, *im);
 }
 
 // --- AWS's calls ------------------------------------------------------------
@@ -162,30 +188,57 @@ void api_get_image(struct api *a, struct http_req *r, json_t *in)
 	api_answer(a, r, 200, j);
 }
 
+// Where an image stands in lists of them: by its age, and among those of one
+// millisecond by its name. It stands there whatever is deleted before it, so that
+// who deletes page by page meets all of them.
+static uint64_t place_of(const struct reg_image *im)
+{
+	uint32_t h = 0x811c9dc5; // FNV-1a
+
+	for (const char *p = im->name; *p; p++)
+		h = (h ^ (uint8_t)*p) * 0x01000193;
+	return im->created_ms << 20 | (h & 0xfffff);
+}
+
+// The first one behind `after`; NULL: there is none.
+static struct reg_image *image_after(const struct api *a, uint64_t after)
+{
+	struct reg_image *best = NULL;
+	struct reg_image *const *ims;
+	size_t n;
+
+	ims = eng_reg_images(a->reg, &n);
+	for (size_t i = 0; i < n; i++) {
+		if (place_of(ims[i]) > after &&
+		    (!best || place_of(ims[i]) < place_of(best)))
+			best = ims[i];
+	}
+	return best;
+}
+
 void api_list_images(struct api *a, struct http_req *r, json_t *in)
 {
 	const char *filter = api_member(in, "nameFilter");
 	char token[SHAPE_PAGE_TEXT];
+	const struct reg_image *im;
 	struct api_page p;
-	struct reg_image *const *ims;
 	struct err e = ERR_INIT;
-	size_t n, at;
 	json_t *items, *out;
 
-	// `at` counts images; a page is cut before the filter, as AWS does.
+	// A page is cut before the filter, as AWS does.
 	if (api_page_of(a, r, in, &p, &e)) {
 		api_fail(a, r, &e, NULL, NULL);
 		return;
 	}
-	ims = eng_reg_images(a->reg, &n);
 	items = json_array();
 	out = json_pack("{s:o}", "items", items);
-	for (at = p.after; at < n && at < p.after + p.max; at++) {
-		if (!filter || strstr(ims[at]->name, filter))
-			json_array_append_new(items, image_summary(ims[at]));
+	for (; p.max && (im = image_after(a, p.after)); p.max--) {
+		if (!filter || strstr(im->name, filter))
+			json_array_append_new(items, image_summary(im));
+		p.after = place_of(im);
 	}
-	if (at < n) {
-		api_page_next(a, r, in, at, token);
+	if (image_after(a, p.after)) {
+		api_page_next(a, r, in, p.after, token);
 		json_object_set_new(out, "nextToken", json_string(token));
 	}
 	api_answer(a, r, 200, out);
@@ -273,7 +326,7 @@ static void start_deletion(struct api *a, struct http_req *r,
 void api_delete_image(struct api *a, struct http_req *r, json_t *in)
 {
 	struct reg_image *im =
-	    api_image_of(a, r, api_member(in, "imageIdentifier"));
+	    api_image_whole(a, r, api_member(in, "imageIdentifier"));
 
 	if (im)
 		start_deletion(a, r, im, NULL);
@@ -282,7 +335,7 @@ void api_delete_image(struct api *a, struct http_req *r, json_t *in)
 void api_delete_version(struct api *a, struct http_req *r, json_t *in)
 {
 	struct reg_image *im;
-	struct reg_version *v = api_version_of(a, r, in, &im);
+	struct reg_version *v = version_whole(a, r, in, &im);
 
 	if (v)
 		start_deletion(a, r, im, v);
@@ -297,6 +350,12 @@ void api_get_version(struct api *a, struct http_req *r, json_t *in)
 
 	if (v)
 		api_answer(a, r, 200, version_shape(im, v));
+}
+
+// "3.0" is 3, given once: where it stands in the list.
+static uint64_t number_of(const struct reg_version *v)
+{
+	return strtoull(v->version, NULL, 10);
 }
 
 void api_list_versions(struct api *a, struct http_req *r, json_t *in)
@@ -317,11 +376,16 @@ void api_list_versions(struct api *a, struct http_req *r, json_t *in)
 	}
 	items = json_array();
 	out = json_pack("{s:o}", "items", items);
-	for (at = p.after; at < im->nversions && at < p.after + p.max; at++)
+	for (at = 0; at < im->nversions && p.max; at++) {
+		if (number_of(im->versions[at]) <= p.after)
+			continue;
 		json_array_append_new(items,
 				      version_shape(im, im->versions[at]));
+		p.after = number_of(im->versions[at]);
+		p.max--;
+	}
 	if (at < im->nversions) {
-		api_page_next(a, r, in, at, token);
+		api_page_next(a, r, in, p.after, token);
 		json_object_set_new(out, "nextToken", json_string(token));
 	}
 	api_answer(a, r, 200, out);
@@ -330,7 +394,7 @@ void api_list_versions(struct api *a, struct http_req *r, json_t *in)
 void api_update_version(struct api *a, struct http_req *r, json_t *in)
 {
 	struct reg_image *im;
-	struct reg_version *v = api_version_of(a, r, in, &im);
+	struct reg_version *v = version_whole(a, r, in, &im);
 	bool active = !strcmp(api_member(in, "status"), "ACTIVE");
 	struct err e = ERR_INIT;
 	struct reg_txn *t;

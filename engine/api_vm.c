@@ -201,14 +201,14 @@ static json_t *kept(json_t *body)
 	return out;
 }
 
-static int find_version(struct api *a, json_t *body, struct vm_run *rq,
-			struct err *e)
+static int find_version(struct api *a, const struct http_req *r, json_t *body,
+			struct vm_run *rq, struct err *e)
 {
 	const char *id = api_member(body, "imageIdentifier");
 	const char *version = api_member(body, "imageVersion");
 	struct reg_version *v = NULL;
 	struct reg_image *im;
-	int rc = eng_image_find(a->reg, id, &im, e);
+	int rc = eng_image_find(a->reg, id, !r->remote, &im, e);
 
 	if (!rc)
 		rc = eng_image_pick(im, version, &v, e);
@@ -238,7 +238,7 @@ static int run_now(struct api *a, struct http_req *r, json_t *body,
 	    .token = token,
 	    .t0 = r->t0,
 	};
-	int rc = find_version(a, body, &rq, e);
+	int rc = find_version(a, r, body, &rq, e);
 
 	if (rc)
 		return rc;
@@ -353,13 +353,13 @@ struct list_filter {
 
 // -ENOENT: no image of that name is or was here. Of one that was deleted there may
 // be records still.
-static int named_image(struct api *a, const char *id, const char **name,
-		       struct err *e)
+static int named_image(struct api *a, const char *id, bool begin,
+		       const char **name, struct err *e)
 {
 	struct reg_vm *const *vms;
 	struct reg_image *im;
 	size_t n;
-	int rc = eng_image_find(a->reg, id, &im, e);
+	int rc = eng_image_find(a->reg, id, begin, &im, e);
 
 	*name = rc ? eng_image_bare(id) : im->name;
 	if (rc != -ENOENT)
@@ -372,8 +372,8 @@ static int named_image(struct api *a, const char *id, const char **name,
 	return rc;
 }
 
-static int list_filter_of(struct api *a, json_t *in, struct list_filter *f,
-			  struct err *e)
+static int list_filter_of(struct api *a, const struct http_req *r, json_t *in,
+			  struct list_filter *f, struct err *e)
 {
 	const char *id = api_member(in, "imageIdentifier");
 	const json_t *v;
@@ -385,7 +385,7 @@ static int list_filter_of(struct api *a, json_t *in, struct list_filter *f,
 	    .version = api_member(in, "imageVersion"),
 	    .labels = json_object_get(in, "label"),
 	};
-	rc = id ? named_image(a, id, &f->image, e) : 0;
+	rc = id ? named_image(a, id, !r->remote, &f->image, e) : 0;
 	json_array_foreach(json_object_get(in, "state"), i, v)
 	{
 		if (!eng_state_parse(json_string_value(v), &s))
@@ -437,7 +437,7 @@ void api_list_microvms(struct api *a, struct http_req *r, json_t *in)
 	struct jtext t = {0};
 	char token[SHAPE_PAGE_TEXT];
 
-	if (api_page_of(a, r, in, &p, &e) || list_filter_of(a, in, &f, &e)) {
+	if (api_page_of(a, r, in, &p, &e) || list_filter_of(a, r, in, &f, &e)) {
 		api_fail(a, r, &e, "microvm-image",
 			 api_member(in, "imageIdentifier"));
 		return;

@@ -131,6 +131,7 @@ struct http_stream_ops {
 	// never from within a call of this module; the handle is gone after it.
 	void (*closed)(void *ctx);
 	void (*drained)(void *ctx); // backlog fell to nothing; may be NULL
+	void (*moved)(void *ctx);   // a relay carried bytes; may be NULL
 };
 
 // Takes the connection over (the Unix socket's only). Consumes the request, whose fields stay readable

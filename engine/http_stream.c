@@ -140,6 +140,8 @@ static void relay_move(struct http_stream *st, struct relay_end *from)
 	struct relay_end *to = other_end(st, from);
 	struct evbuffer *in = bufferevent_get_input(from->bev);
 
+	if (st->ops.moved && evbuffer_get_length(in))
+		st->ops.moved(st->ctx);
 	if (to->shut)
 		evbuffer_drain(in, evbuffer_get_length(in));
 	else

@@ -34,7 +34,7 @@ const char *eng_image_bare(const char *text)
 	return strncmp(text, eng_arn_prefix(), cut) ? text : text + cut;
 }
 
-int eng_image_find(struct eng_reg *reg, const char *text,
+int eng_image_find(struct eng_reg *reg, const char *text, bool begin,
 		   struct reg_image **out, struct err *e)
 {
 	size_t n, hits = 0, len;
@@ -54,8 +54,13 @@ int eng_image_find(struct eng_reg *reg, const char *text,
 		*out = ims[i];
 		hits++;
 	}
-	if (hits == 1)
+	if (hits == 1 && begin)
 		return 0;
+	if (hits && !begin)
+		return err_set(e, -ENOENT,
+			       "MicroVM image %.64s does not exist; %s begins "
+			       "so, but its whole name or ARN is needed here",
+			       text, (*out)->name);
 	if (hits)
 		return err_set(e, -EINVAL,
 			       "\"%.64s\" is ambiguous: %s and %s begin so; "

@@ -32,8 +32,9 @@ void eng_images_destroy(struct eng_images *im);
 
 // The name in an image's ARN; what is none, as it is.
 const char *eng_image_bare(const char *text);
-// By full ARN, name or unique prefix of a name. -ENOENT, -EINVAL (ambiguous).
-int eng_image_find(struct eng_reg *reg, const char *text,
+// By full ARN or name; with `begin`, by a unique beginning of a name too. -ENOENT,
+// -EINVAL (ambiguous).
+int eng_image_find(struct eng_reg *reg, const char *text, bool begin,
 		   struct reg_image **out, struct err *e);
 // The version to run: the given one, or the newest ACTIVE. -ENOENT.
 int eng_image_pick(const struct reg_image *im, const char *version,

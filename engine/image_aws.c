@@ -100,6 +100,24 @@ static int check_cpu(const json_t *list, struct err *e)
 	return 0;
 }
 
+// "A=B": "c" would give A the value "B=c".
+static int check_env(const json_t *map, struct err *e)
+{
+	const char *key;
+	json_t *v;
+
+	json_object_foreach((json_t *)map, key, v)
+	{
+		if (strchr(key, '='))
+			return err_set(e, -EINVAL,
+				       "environmentVariables: \"%.100s\" "
+				       "cannot be the name of a variable: it "
+				       "has a =",
+				       key);
+	}
+	return 0;
+}
+
 static const struct size *size_of(const json_t *in, struct err *e)
 {
 	const json_t *r = json_array_get(json_object_get(in, "resources"), 0);
@@ -139,6 +157,8 @@ static int check_members(const json_t *in, const struct size **size,
 		    e);
 	if (!rc)
 		rc = check_ready(json_object_get(in, "hooks"), e);
+	if (!rc)
+		rc = check_env(json_object_get(in, "environmentVariables"), e);
 	if (rc)
 		return rc;
 	*size = size_of(in, e);
@@ -307,7 +327,7 @@ static void record(struct eng_images *ims, const struct image_make *mk,
 	v->sizes = json_object();
 	image_build_of(b, v);
 	strcpy(out->version_name, v->version);
-	out->created_ms = v->created_ms;
+	out->created_ms = mk->image ? v->created_ms : out->image->created_ms;
 	eng_reg_put_image(t, out->image);
 	eng_reg_put_version(t, out->image, v);
 	eng_reg_event(t, json_pack("{s:s,s:s,s:s}", "type",
@@ -315,7 +335,8 @@ static void record(struct eng_images *ims, const struct image_make *mk,
 				   "version", v->version));
 	if (token->key[0]) {
 		snprintf(made, sizeof(made), "%s/%s", out->name, v->version);
-		eng_reg_put_token(t, token->key, token->params, made);
+		eng_reg_put_token(t, token->key, token->params, made,
+				  out->created_ms);
 	}
 	eng_reg_commit(t);
 }

@@ -443,7 +443,8 @@ void eng_reg_del_image(struct reg_txn *t, struct reg_image *im)
 }
 
 void eng_reg_put_token(struct reg_txn *t, const char *token,
-		       const uint8_t params[16], const char *vm)
+		       const uint8_t params[16], const char *vm,
+		       uint64_t created_ms)
 {
 	struct eng_reg *r = t->reg;
 	struct reg_tok *n = reg_must(calloc(1, sizeof(*n)));
@@ -451,7 +452,7 @@ void eng_reg_put_token(struct reg_txn *t, const char *token,
 	snprintf(n->t.token, sizeof(n->t.token), "%s", token);
 	memcpy(n->t.params, params, sizeof(n->t.params));
 	snprintf(n->t.vm, sizeof(n->t.vm), "%s", vm);
-	n->t.created_ms = util_wall_ns() / 1000000;
+	n->t.created_ms = created_ms;
 	reg_token_push(r, n);
 	op_put(t, REG_TOKENS, n->t.token, reg_doc_token(&n->t));
 	while (r->ntokens > REG_KEEP_TOKENS) {

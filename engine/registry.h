@@ -177,7 +177,8 @@ void eng_reg_del_image(struct reg_txn *t, struct reg_image *im);
 void eng_reg_del_version(struct reg_txn *t, struct reg_image *im,
 			 struct reg_version *v);
 void eng_reg_put_token(struct reg_txn *t, const char *token,
-		       const uint8_t params[16], const char *vm);
+		       const uint8_t params[16], const char *vm,
+		       uint64_t created_ms);
 // The digest of a request's parameters, in whatever order they came.
 void eng_reg_params(const json_t *in, uint8_t out[16]);
 // Adds cursor and time to `ev` (stolen) and puts it; returns its cursor.

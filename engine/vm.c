@@ -141,7 +141,8 @@ static uint64_t write_state(struct eng_vm *v, const char *from,
 
 	eng_reg_put_vm(t, v->r);
 	if (token)
-		eng_reg_put_token(t, token, params, v->r->id);
+		eng_reg_put_token(t, token, params, v->r->id,
+				  util_wall_ns() / 1000000);
 	put_event(t, v->r, from);
 	v->r->txn = eng_reg_commit(t);
 	return v->r->txn;

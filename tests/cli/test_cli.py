@@ -122,6 +122,8 @@ def exit_codes():
                  ["build", "x", "a", "--hook", "run"],
                  ["build", "x", "a", "--hooks-port", "9000"],
                  ["run", "x", "--suspended", "5"],
+                 ["run", "x", "--max-duration", "0"],
+                 ["run", "x:1.0", "--version", "2.0"],
                  ["run", "x", "--no-auto-resume"],
                  ["run", "x", "--ingress", "ftp"],
                  ["call"], ["call", ID, "nopath"], ["call", ID, "/a b"],
@@ -138,8 +140,7 @@ def exit_codes():
                  ["token", ID, "-p", "1", "--all-ports"],
                  ["tag", "x", "novalue"], ["tag", "x", "=v"], ["untag", "x"],
                  ["top", "--sort", "colour"], ["top", "-i", "0"],
-                 ["env", "--shell", "tcsh"], ["shell", ID, "--json"],
-                 ["logs", "--build", "x", "--tail", "3"]):
+                 ["env", "--shell", "tcsh"], ["shell", ID, "--json"]):
         r = thaw(*args)
         check(r.returncode == 2 and r.stderr and not FAKE.seen,
               f"usage: {' '.join(args)!a}", r)
@@ -250,6 +251,13 @@ def run_and_wait():
         "imageIdentifier": "demo", "name": "web", "cold": True,
         "labels": {"k": "v=w", "x": ""}, "runHookPayload": "hello",
         "maximumDurationInSeconds": 60}, "run's request", FAKE.seen[0].json)
+    for args in (["demo:1.0"], ["demo", "--version", "1.0"]):
+        thaw("run", *args)
+        check(FAKE.seen[0].json == {"imageIdentifier": "demo",
+                                    "imageVersion": "1.0"},
+              f"run {' '.join(args)}", FAKE.seen[0].json)
+    polls.clear()
+    thaw("run", "demo", "--wait")
     check(len(polls) == 2 and polls[0]["wait"] == "RUNNING",
           "--wait asks until it is there", polls)
     with open(TOP + "/payload", "w") as f:
@@ -308,6 +316,16 @@ def changes():
     serve({"DELETE /2025-09-09/microvm-images/demo": answer({"state": "DELETED"})})
     check(thaw("rmi", "demo").stdout == "demo\n", "rmi")
     check(thaw("rmi", "-f", "other").returncode == 0, "rmi -f of nothing")
+    serve({"DELETE /2025-09-09/microvm-images/demo/versions/1.0":
+           answer({"state": "DELETED"})})
+    check(thaw("rmi", "demo:1.0").stdout == "demo:1.0\n", "rmi of a version")
+    check(thaw("rmi", "-f", "demo:2.0").returncode == 0,
+          "rmi -f of none")
+    serve({"GET /2025-09-09/microvm-images/web": answer(
+        {"name": "webshop", "imageArn": "arn:aws:lambda:us-east-1:0:"
+         "microvm-image:webshop"})})
+    check(thaw("rmi", "-f", "web").returncode == 0 and len(FAKE.seen) == 1,
+          "rmi -f of what another one's name begins with", FAKE.seen)
 
 
 def builds():
@@ -646,7 +664,8 @@ def environments():
     r = thaw("env")
     probe = r.stdout + "env -0"
     p = subprocess.run(["sh", "-c", probe], capture_output=True,
-                       env={"PATH": os.environ["PATH"], "AWS_SESSION_TOKEN": "x"})
+                       env={"PATH": os.environ["PATH"], "AWS_SESSION_TOKEN": "x",
+                            "AWS_PROFILE": "other"})
     got = dict(x.split(b"=", 1) for x in p.stdout.split(b"\0") if x)
     check(r.returncode == 0 and p.returncode == 0
           and got[b"AWS_ENDPOINT_URL_LAMBDA_MICROVMS"] == b"http://127.0.0.1:8480"
@@ -656,6 +675,7 @@ def environments():
           and got[b"THAW_ENDPOINT_CA"] == b"/st/ca.pem"
           and b"AWS_SESSION_TOKEN" not in got and b"AWS_CA_BUNDLE" not in got,
           "env is taken by a shell", (r, got))
+    check(b"AWS_PROFILE" not in got, "no profile is preferred to it", got)
     r = thaw("env", "--profile", "bot", "--json")
     check(json.loads(r.stdout)["AWS_ACCESS_KEY_ID"] == "AKIA2"
           and json.loads(r.stdout)["AWS_SECRET_ACCESS_KEY"] == "s2",
@@ -738,6 +758,9 @@ def tags_and_builds():
           {"follow": "1"}, "logs --build of the newest version", r)
     check(thaw("logs", "demo:1.0", "--build").stdout == "old\n",
           "logs --build of a version")
+    thaw("logs", "--build", "demo:1.0", "-n", "3")
+    check(FAKE.seen[-1].query == {"follow": "0", "tail": "3"},
+          "logs --build of the last lines", FAKE.seen[-1].query)
     check(thaw("logs", "--build", "nope").returncode == 3,
           "logs --build of nothing")
 

@@ -1202,6 +1202,41 @@ def test_agent(t):
     t.end(i)
 
 
+def test_agent_wakes(t):
+    """exec and forward resume what is suspended, where its policy lets them."""
+    def asleep(i):
+        t.op(i, "suspend", "?wait=SUSPENDED")
+        return f"{OWN}/microvms/{i}/"
+    cat = {"command": ["cat"], "stdin": "hello"}
+    i = t.run("app").json["microvmId"]
+    a = t.post(asleep(i) + "exec", cat)
+    equal((a.status, (a.json or {}).get("stdout")), (200, "hello"),
+          "exec in a suspended one")
+    equal(t.vm(i).json["state"], "RUNNING", "which runs then")
+    s = t.upgrade(asleep(i) + "exec", "thaw-exec", {"command": ["sh"]})
+    s.sendall(frame(34, b"typed") + frame(34))
+    contains(str(read_frames(s)), "typed", "a shell in one")
+    s.close()
+    s = t.upgrade(asleep(i) + "forward?port=80", "thaw-forward")
+    s.sendall(b"there")
+    equal(s.recv(5, socket.MSG_WAITALL), b"there", "a forward to one")
+    s.close()
+    equal(t.vm(i).json["thaw"]["resumes"], 3, "each resumed it")
+    t.end(i)
+    errors(t.post(f"{OWN}/microvms/{i}/exec", cat), 409, "ConflictException",
+           "TERMINATED", "exec in one that has ended")
+    i = t.run("app", idlePolicy={"maxIdleDurationSeconds": 60,
+                                 "suspendedDurationSeconds": 600,
+                                 "autoResumeEnabled": False}).json["microvmId"]
+    errors(t.post(asleep(i) + "exec", cat), 409, "ConflictException",
+           "idlePolicy", "exec in one that nothing may resume")
+    errors(t.post(f"{OWN}/microvms/{i}/forward?port=80", headers={
+        "Upgrade": "thaw-forward", "Connection": "Upgrade"}), 409,
+        "ConflictException", "idlePolicy", "a forward to it")
+    equal(t.vm(i).json["state"], "SUSPENDED", "which stays so")
+    t.end(i)
+
+
 def test_logs(t):
     i = t.run("img", runHookPayload="print hello").json["microvmId"]
     contains(t.wait_log(i, "hello"), "hello\n", "console output is logged")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import urllib.parse
 
-from thawd_rig import AWS, Thawd, check, contains, equal, main
+from thawd_rig import AWS, OWN, Thawd, check, contains, equal, main
 
 BIN, LIBEXEC, TOOL = sys.argv[1], sys.argv[2], sys.argv[3]
 TABLE = json.loads(subprocess.check_output([TOOL, "table"]))
@@ -216,6 +216,63 @@ def test_page_tokens(t):
         a = t.get(other)
         check(a.status == 400 and "nextToken" in a.message,
               f"{name}: 400", a)
+
+
+def by_pages(t, path, delete):
+    """Names, or versions, page by page, each deleted when it is seen."""
+    seen, token = [], ""
+    while True:
+        a = t.get(f"{path}?maxResults=2" + token).json
+        for item in a["items"]:
+            seen.append(item.get("name") or item["imageVersion"])
+            if delete(seen[-1]):
+                t.delete(f"{path}/{seen[-1]}")
+        if "nextToken" not in a:
+            return seen
+        token = "&nextToken=" + a["nextToken"]
+
+
+def test_deleting_by_pages(t):
+    for _ in range(6):
+        t.build(name="many", kernel="/proc/self/exe", memoryMiB=64)
+    path = AWS + "/microvm-images"
+    equal(by_pages(t, path + "/many/versions", lambda v: v != "6.0"),
+          [f"{n}.0" for n in range(1, 7)],
+          "who deletes versions page by page meets each")
+    equal(t.get(path + "/many/versions").json["items"][0]["imageVersion"],
+          "6.0", "and they are gone")
+    names = [f"del{i}" for i in range(6)]
+    for name in names:
+        t.build(name=name, kernel="/proc/self/exe", memoryMiB=64)
+    seen = by_pages(t, path, lambda name: name in names)
+    equal(sorted(x for x in seen if x in names), names,
+          "who deletes images page by page meets each")
+    equal(len(seen), len(set(seen)), "and each once")
+
+
+# --- names ---------------------------------------------------------------------
+
+def test_whole_names(t):
+    path = AWS + "/microvm-images/"
+    for _ in range(2):
+        t.build(name="webshop", kernel="/proc/self/exe", memoryMiB=64)
+    equal(t.get(path + "web").json["name"], "webshop",
+          "a beginning of a name is enough to look")
+    some = base("UpdateMicrovmImage")
+    some.pop("imageIdentifier", None)
+    for name, a in (
+            ("to delete", t.delete(path + "web")),
+            ("to delete a version", t.delete(path + "web/versions/1.0")),
+            ("to change a version", t.request(
+                "PATCH", path + "web/versions/1.0", {"status": "INACTIVE"})),
+            ("to make another version", t.request("PUT", path + "web", some))):
+        check(a.status == 404 and a.type == "ResourceNotFoundException" and
+              "webshop" in a.message and "whole name" in a.message,
+              f"but not {name}", a)
+    equal([(v["version"], v["status"])
+           for v in t.get(OWN + "/images/webshop").json["versions"]],
+          [("1.0", "ACTIVE"), ("2.0", "ACTIVE")], "all is as it was")
+    equal(t.delete(path + "webshop").status, 200, "by the whole name it goes")
 
 
 # --- tags ----------------------------------------------------------------------

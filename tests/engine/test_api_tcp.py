@@ -73,6 +73,16 @@ def test_calls(t):
     equal(c.call("OPTIONS", VMS).status, 405, "nor this one anywhere")
 
 
+def test_whole_names(t):
+    c = Client(t)
+    for name, a in (
+            ("GetMicrovmImage", c.call("GET", f"{AWS}/microvm-images/im")),
+            ("RunMicrovm", c.call("POST", VMS, {"imageIdentifier": "im"})),
+            ("ListMicrovms", c.call("GET", VMS + "?imageIdentifier=im"))):
+        check(a.status == 404 and "whole name" in a.message,
+              f"{name}: AWS's clients mean the whole name", a)
+
+
 def curl(c, *args):
     r = subprocess.run(
         ["curl", "-sS", "-i", "--max-time", str(PATIENCE), "--aws-sigv4",

@@ -422,6 +422,35 @@ def drops(s, guest):
         s.sendall(b"x")
 
 
+def drinks(s, guest):
+    while s.recv(65536):
+        pass
+
+
+def test_idle_on_the_socket(t):
+    """So do the bytes of a forward, and of a command at work."""
+    fast = make("--time-scale", "6")
+    try:
+        i = run(fast, idlePolicy=POLICY)["microvmId"]
+        with Guest(drinks) as g:
+            for name, path, protocol, body in (
+                    ("a forward", f"forward?port={g.port}", "thaw-forward",
+                     b""),
+                    ("a shell", "exec", "thaw-exec", {"command": ["sh"]})):
+                s = fast.upgrade(f"{OWN}/microvms/{i}/{path}", protocol, body)
+                end = time.monotonic() + 12
+                while time.monotonic() < end:
+                    s.sendall(b"\0")
+                    time.sleep(0.2)
+                s.close()
+                equal(fast.vm(i).json["thaw"]["suspends"], 0,
+                      f"{name} with bytes keeps it running")
+        a = fast.vm(i, "?wait=SUSPENDED").json
+        equal(a["thaw"]["reason"], "idle", "at their end it is idle")
+    finally:
+        fast.remove()
+
+
 def test_idle(t):
     """Traffic through the endpoint keeps a microVM from being idle."""
     # A minute is ten seconds: between two requests less must pass, whatever

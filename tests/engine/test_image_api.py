@@ -281,6 +281,8 @@ def test_refused(t):
              "ValidationException", "X86_64 alone"),
             ({"kmsKeyIdentifier": "alias/mine"}, 400, "ValidationException",
              "kmsKeyIdentifier"),
+            ({"environmentVariables": {"A=B": "c"}}, 400,
+             "ValidationException", '"A=B"'),
             ({"hooks": hook}, 400, "ValidationException",
              'needs the image hook "ready"'),
             ({"egressNetworkConnectors": [EGRESS + "MY_VPC"]}, 400,
@@ -399,6 +401,8 @@ def test_tokens(t):
     equal((b.status, b.json["state"], b.json["createdAt"]),
           (201, "CREATING", a.json["createdAt"]),
           "after a deletion it says what it said at first")
+    equal(b.json, {**a.json, "updatedAt": b.json["updatedAt"]},
+          "member by member")
     equal(t.get(f"{IMAGES}/once").status, 404, "and makes nothing")
     create(t, "once", path, clientToken="token 3")
     settle(t, "once")

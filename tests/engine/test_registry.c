@@ -117,7 +117,7 @@ Test(registry, everything_comes_back)
 	eng_reg_put_image(t, im);
 	eng_reg_put_version(t, im, v);
 	eng_reg_put_vm(t, vm);
-	eng_reg_put_token(t, "tok", params, id);
+	eng_reg_put_token(t, "tok", params, id, 7);
 	eng_reg_event(t, json_pack("{s:s}", "type", "x"));
 	eng_reg_commit(t);
 	close_reg(); // commits what is queued
