@@ -6,7 +6,6 @@
 // States: MAKING (the program runs; cancel kills it), STORING (a job runs;
 // cancel sets a flag that it looks at), then done. What thaw-mkdisk says is
 // bounded and checked: below it are processes that met a hostile archive.
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -156,7 +155,7 @@ static void store_job(void *ctx)
 		if (rc)
 			disk_fail(d, rc, e.msg);
 	}
-	build_rmtree(d->tmp_fd, d->work, &e);
+	util_rmtree(d->tmp_fd, d->work, &e);
 }
 
 // The loop may have cancelled after the job's last look: the pipeline's owner
@@ -315,49 +314,7 @@ void build_disk_cancel(struct build_disk *d)
 	eng_child_kill(d->program, SIGKILL);
 }
 
-// --- removal -------------------------------------------------------------
-
-int build_rmtree(int dir, const char *name, struct err *e)
-{
-	const struct dirent *de;
-	int fd, rc = 0;
-	DIR *dp;
-
-	if (unlinkat(dir, name, 0) == 0 || errno == ENOENT)
-		return 0;
-	fd = openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	if (fd < 0)
-		return err_sys(e, "removing %s", name);
-	dp = fdopendir(fd);
-	if (!dp) {
-		close(fd);
-		return err_set(e, -ENOMEM, "out of memory");
-	}
-	while ((de = readdir(dp)))
-		if (strcmp(de->d_name, ".") != 0 &&
-		    strcmp(de->d_name, "..") != 0)
-			if (build_rmtree(fd, de->d_name, e))
-				rc = -EIO;
-	closedir(dp);
-	if (unlinkat(dir, name, AT_REMOVEDIR) && !rc)
-		rc = err_sys(e, "removing %s", name);
-	return rc;
-}
-
 int eng_build_sweep(const char *tmp_dir, struct err *e)
 {
-	const struct dirent *de;
-	int rc = 0, one;
-	DIR *dp = opendir(tmp_dir);
-
-	if (!dp)
-		return err_sys(e, "reading %s", tmp_dir);
-	while ((de = readdir(dp))) {
-		if (strncmp(de->d_name, WORK_PREFIX, strlen(WORK_PREFIX)) != 0)
-			continue;
-		one = build_rmtree(dirfd(dp), de->d_name, e);
-		rc = rc ? rc : one;
-	}
-	closedir(dp);
-	return rc;
+	return util_sweep(tmp_dir, WORK_PREFIX, e);
 }

@@ -31,9 +31,6 @@ int build_disk_start(struct build_disk **out, const struct eng_build_env *env,
 		     struct err *e);
 void build_disk_cancel(struct build_disk *d); // done(-ECANCELED) follows
 
-// Removes `name` in `dir` and everything below, following no links.
-int build_rmtree(int dir, const char *name, struct err *e);
-
 // --- the last bytes of the guest's output, for error sentences (build_tail.c)
 
 enum { BUILD_TAIL = 2048 };

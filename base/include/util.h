@@ -2,6 +2,8 @@
 #ifndef THAW_UTIL_H
 #define THAW_UTIL_H
 
+#include "err.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -63,6 +65,13 @@ int util_pwrite_all(int fd, const void *buf, size_t len, off_t off);
 
 // When memory is short, this process and those that it starts go before others.
 void util_oom_first(void);
+
+// Removes `name`, an entry of the folder `dir`, and everything below, following
+// no links. Uses a bounded number of descriptors however deep the tree is. -EXDEV:
+// something is mounted in it; that, and the folders above it, are left.
+int util_rmtree(int dir, const char *name, struct err *e);
+// The same with the entries of `dir` that begin with `prefix`; all are tried.
+int util_sweep(const char *dir, const char *prefix, struct err *e);
 
 // Fills `buf` from getrandom(2); aborts if the kernel cannot.
 void util_random(void *buf, size_t len);

@@ -96,6 +96,11 @@ static int read_config(struct img_build *b, int work, struct err *e)
 	return img_config_parse(text, (size_t)st.st_size, &b->config, e);
 }
 
+int img_sweep(const char *tmp_dir, struct err *e)
+{
+	return util_sweep(tmp_dir, IMG_WORK_PREFIX, e);
+}
+
 static int keep_result(struct img_build *b, struct err *e)
 {
 	static const char *const rest[] = {"context", "store",	   "run",
@@ -110,7 +115,7 @@ static int keep_result(struct img_build *b, struct err *e)
 	if (work < 0)
 		return err_sys(e, "opening the build's folder");
 	for (size_t i = 0; i < ARRAY_SIZE(rest); i++) {
-		rc = img_rmtree(work, rest[i], e);
+		rc = util_rmtree(work, rest[i], e);
 		if (rc)
 			return rc;
 	}
@@ -128,7 +133,7 @@ static void remove_all(struct img_build *b)
 	const struct timespec wait = {0, 100000000};
 	struct err e = ERR_INIT;
 
-	for (int i = 0; img_rmtree(b->tmp_fd, b->work, &e); i++) {
+	for (int i = 0; util_rmtree(b->tmp_fd, b->work, &e); i++) {
 		if (i == REMOVE_TRIES) {
 			set_failed(b, e.code, IMG_INTERNAL_PLATFORM_ERROR, 0,
 				   e.msg);

@@ -31,10 +31,6 @@ int img_config_parse(const char *text, size_t len, struct img_config *out,
 void img_config_free(struct img_config *c);
 enum { IMG_CONFIG_MAX = 256 * 1024 };
 
-// Removes `name` in `dir` and everything below, following no links. Uses a
-// bounded number of descriptors however deep the tree is.
-int img_rmtree(int dir, const char *name, struct err *e);
-
 // Bytes that are no UTF-8, and control characters but newlines and tabs, become
 // '?', in place.
 void img_text_mend(char *s);

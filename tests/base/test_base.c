@@ -3,8 +3,14 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 
 #include "base.h"
 
@@ -324,4 +330,81 @@ Test(addr, everything_else_is_refused)
 
 	for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
 		cr_assert_eq(addr_parse(bad[i], &sa), -EINVAL, "%s", bad[i]);
+}
+
+// --- removal ---------------------------------------------------------------------
+
+static char top[] = "/tmp/thaw-rmtree-XXXXXX";
+static int top_fd = -1;
+
+static void tree_set_up(void)
+{
+	cr_assert(mkdtemp(top));
+	top_fd = open(top, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	cr_assert_geq(top_fd, 0);
+	cr_assert_eq(mkdirat(top_fd, "keep", 0755), 0);
+	cr_assert_geq(openat(top_fd, "keep/it", O_CREAT | O_WRONLY, 0644), 0);
+}
+
+static void tree_tear_down(void)
+{
+	cr_assert_eq(unlinkat(top_fd, "keep/it", 0), 0, "it is gone");
+	cr_assert_eq(unlinkat(top_fd, "keep", AT_REMOVEDIR), 0);
+	cr_assert_eq(rmdir(top), 0, "something is left");
+}
+
+TestSuite(rmtree, .init = tree_set_up, .fini = tree_tear_down);
+
+Test(rmtree, deeper_than_there_are_descriptors)
+{
+	struct rlimit few = {64, 64};
+	struct err e = ERR_INIT;
+	int at = dup(top_fd), next;
+
+	for (int i = 0; i < 500; i++) {
+		cr_assert_eq(mkdirat(at, "d", 0755), 0);
+		cr_assert_eq(symlinkat("/", at, "link"), 0);
+		next = openat(at, "d", O_RDONLY | O_DIRECTORY);
+		close(at);
+		at = next;
+	}
+	close(at);
+	cr_assert_eq(symlinkat("keep", top_fd, "l"), 0);
+	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &few), 0);
+	cr_assert_eq(util_rmtree(top_fd, "d", &e), 0, "%s", e.msg);
+	cr_assert_eq(util_rmtree(top_fd, "l", &e), 0, "%s", e.msg);
+	cr_assert_eq(util_rmtree(top_fd, "link", &e), 0, "%s", e.msg);
+	cr_assert_eq(util_rmtree(top_fd, "none", &e), 0, "%s", e.msg);
+}
+
+Test(rmtree, what_is_mounted_is_left)
+{
+	struct err e = ERR_INIT;
+	char from[64], to[64];
+
+	cr_assert_eq(unshare(CLONE_NEWNS), 0, "this test needs root");
+	cr_assert_eq(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL), 0);
+	close(top_fd); // it is of the namespace that was left
+	top_fd = open(top, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	snprintf(from, sizeof(from), "%s/keep", top);
+	snprintf(to, sizeof(to), "%s/t/in", top);
+	cr_assert_eq(mkdirat(top_fd, "t", 0755), 0);
+	cr_assert_eq(mkdirat(top_fd, "t/in", 0755), 0);
+	cr_assert_eq(mount(from, to, NULL, MS_BIND, NULL), 0);
+	cr_assert_eq(util_rmtree(top_fd, "t", &e), -EXDEV);
+	cr_assert(strstr(e.msg, "mounted"), "%s", e.msg);
+	cr_assert_eq(faccessat(top_fd, "keep/it", F_OK, 0), 0, "it is gone");
+	cr_assert_eq(umount(to), 0);
+	cr_assert_eq(util_rmtree(top_fd, "t", &e), 0, "%s", e.msg);
+}
+
+Test(rmtree, a_sweep_takes_what_begins_so)
+{
+	struct err e = ERR_INIT;
+
+	cr_assert_eq(mkdirat(top_fd, "a-1", 0755), 0);
+	cr_assert_eq(mkdirat(top_fd, "a-2", 0755), 0);
+	cr_assert_eq(mkdirat(top_fd, "a-2/x", 0755), 0);
+	cr_assert_eq(util_sweep(top, "a-", &e), 0, "%s", e.msg);
+	cr_assert_eq(util_sweep("/nonexistent", "a-", &e), -ENOENT);
 }

@@ -525,7 +525,7 @@ static void tear_down(void)
 	eng_jobs_destroy(jobs);
 	pgc_store_close(store);
 	eng_loop_destroy(loop);
-	cr_assert_eq(build_rmtree(AT_FDCWD, top, &e), 0, "%s", e.msg);
+	cr_assert_eq(util_rmtree(AT_FDCWD, top, &e), 0, "%s", e.msg);
 }
 
 TestSuite(build, .init = set_up, .fini = tear_down, .timeout = 300);

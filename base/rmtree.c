@@ -1,13 +1,19 @@
-// Removing what builds leave. A build's tree is a stranger's: it may be deeper
-// than this process may have descriptors, so that what lies deep is moved up and
-// removed from there.
+// Removing a tree that a stranger made.
+//
+// - It may be deeper than this process may have descriptors: what lies deep is
+//   moved up beside the tree, and removed from there.
+// - No link is followed, and nothing mounted is entered: what a process with a
+//   namespace of mounts of its own has seen there is not the tree's.
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/openat2.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
-#include "img_internal.h"
+#include "base.h"
 
 enum { DEPTH_MAX = 40 };
 
@@ -22,6 +28,16 @@ static void hoisted_name(const struct removal *r, unsigned i, char *out,
 			 size_t cap)
 {
 	snprintf(out, cap, "%s-%u", r->prefix, i);
+}
+
+static int open_folder(int dir, const char *name)
+{
+	struct open_how how = {
+	    .flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC,
+	    .resolve = RESOLVE_NO_XDEV,
+	};
+
+	return (int)syscall(SYS_openat2, dir, name, &how, sizeof(how));
 }
 
 static int empty_dir(struct removal *r, int fd, unsigned depth);
@@ -43,7 +59,12 @@ static int remove_entry(struct removal *r, int dir, const char *name,
 		r->hoisted++;
 		return 0;
 	}
-	fd = openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	fd = open_folder(dir, name);
+	if (fd < 0 && errno == EXDEV)
+		return err_set(r->e, -EXDEV,
+			       "removing %.100s: something is mounted there, "
+			       "which is left alone; unmount it",
+			       name);
 	if (fd < 0)
 		return err_sys(r->e, "removing %.100s", name);
 	rc = empty_dir(r, fd, depth + 1);
@@ -73,7 +94,7 @@ static int empty_dir(struct removal *r, int fd, unsigned depth)
 	return rc;
 }
 
-int img_rmtree(int dir, const char *name, struct err *e)
+int util_rmtree(int dir, const char *name, struct err *e)
 {
 	struct removal r = {.top = dir, .e = e};
 	char up[64];
@@ -88,19 +109,18 @@ int img_rmtree(int dir, const char *name, struct err *e)
 	return rc;
 }
 
-int img_sweep(const char *tmp_dir, struct err *e)
+int util_sweep(const char *dir, const char *prefix, struct err *e)
 {
 	const struct dirent *de;
 	int rc = 0, one;
-	DIR *dp = opendir(tmp_dir);
+	DIR *dp = opendir(dir);
 
 	if (!dp)
-		return err_sys(e, "reading %s", tmp_dir);
+		return err_sys(e, "reading %s", dir);
 	while ((de = readdir(dp))) {
-		if (strncmp(de->d_name, IMG_WORK_PREFIX,
-			    strlen(IMG_WORK_PREFIX)) != 0)
+		if (strncmp(de->d_name, prefix, strlen(prefix)) != 0)
 			continue;
-		one = img_rmtree(dirfd(dp), de->d_name, e);
+		one = util_rmtree(dirfd(dp), de->d_name, e);
 		rc = rc ? rc : one;
 	}
 	closedir(dp);
