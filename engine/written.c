@@ -51,12 +51,13 @@ uint32_t *written_as_parent(const struct pgc_snap *sn, size_t *n)
 {
 	uint64_t pages = pgc_snap_pages(sn, PGC_MEM), last = 0;
 	uint32_t *out = malloc(PAGES_MAX * sizeof(*out));
-	struct wire_reader r;
+	struct wire_reader r = {0};
 	size_t len;
 	const void *blob = pgc_snap_blob(sn, blob_name, &len);
 
 	*n = 0;
-	r = wire_reader_of(blob, blob ? len : 0);
+	if (blob)
+		r = wire_reader_of(blob, len);
 	while (out && wire_left(&r)) {
 		uint64_t pgno = wire_get_u32(&r), npages = wire_get_u32(&r);
 

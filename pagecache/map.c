@@ -493,6 +493,9 @@ static int open_path(struct pgc_store *s, const char *path,
 			rc = corrupt(e, path, "it belongs to another id");
 		else if (want_uid && memcmp(m->uid, want_uid, 16))
 			rc = -ESRCH;
+		else if (want_uid && m->has_base) // a circle would not end
+			rc = corrupt(e, path,
+				     "it is built on, and is not complete");
 		if (!rc)
 			rc = bind(s, m, path, e);
 		if (!rc && m->has_base)

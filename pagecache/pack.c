@@ -137,6 +137,9 @@ static int header_check(const uint8_t *h, const struct pack *p, uint64_t size,
 			       "pack %016llx is corrupt: its header belongs "
 			       "to another pack",
 			       uid);
+	if (size > PACK_MAX)
+		return err_set(e, -EBADMSG,
+			       "pack %016llx is corrupt: it is too long", uid);
 	if (le64(h + 24) != size)
 		return err_set(e, -EBADMSG,
 			       "pack %016llx is corrupt: it has %llu bytes "

@@ -266,6 +266,9 @@ static int check_one(const struct state_section *s, struct vmm_state_info *info,
 		if (rc == 0 && s->index == VIO_BLK)
 			rc = vio_blk_saved_bytes(s->p, s->len,
 						 &info->disk_bytes);
+		// A VM without a disk has no such device to load it into.
+		if (rc == 0 && s->index == VIO_BLK && info->disk_bytes == 0)
+			rc = err_set(e, -EBADMSG, "the disk has no bytes");
 		return rc;
 	}
 	return 0; // INFO, and optional sections of a later version

@@ -11,8 +11,10 @@
 static void put_queue(struct wire_writer *w, const struct virtq *q, bool broken)
 {
 	// After NEEDS_RESET a taken chain may never be given back: nobody will
-	// look at the ring again, so that its position is not worth a rule.
-	uint16_t at = broken ? q->used_idx : q->last_avail;
+	// look at the ring again, so that its position is not worth a rule. A
+	// queue that is not live has none.
+	uint16_t used = q->live ? q->used_idx : 0;
+	uint16_t at = !q->live || broken ? used : q->last_avail;
 
 	wire_put_u32(w, q->geom.num);
 	wire_put_u32(w, (q->geom.ready ? 1u : 0u) | (q->live ? 2u : 0u));
@@ -20,7 +22,7 @@ static void put_queue(struct wire_writer *w, const struct virtq *q, bool broken)
 	wire_put_u64(w, q->geom.avail);
 	wire_put_u64(w, q->geom.used);
 	wire_put_u16(w, at);
-	wire_put_u16(w, q->used_idx);
+	wire_put_u16(w, used);
 }
 
 void vio_save(struct vio_dev *d, struct wire_writer *w)
