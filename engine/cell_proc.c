@@ -290,6 +290,10 @@ static void describe_death(struct cell_proc *p, const siginfo_t *si,
 	} else if (si->si_code == CLD_EXITED) {
 		snprintf(dst, ERR_MSG_MAX, "its process exited with status %d",
 			 si->si_status);
+	} else if (si->si_status == SIGSYS) {
+		snprintf(dst, ERR_MSG_MAX,
+			 "its process called what its filter "
+			 "refuses (SIGSYS)");
 	} else {
 		sig = sigabbrev_np(si->si_status);
 		snprintf(dst, ERR_MSG_MAX, "its process was killed by SIG%s",

@@ -578,6 +578,16 @@ int vmm_spawn_vcpus(struct vmm *vm, unsigned from, struct err *e)
 	return 0;
 }
 
+void vmm_await_vcpus(struct vmm *vm)
+{
+	pthread_mutex_lock(&vm->lock);
+	for (unsigned i = 0; i < vm->nvcpus; i++)
+		while (vm->gate == GATE_CLOSED && vm->vcpu[i].spawned &&
+		       !vm->vcpu[i].parked)
+			pthread_cond_wait(&vm->cond, &vm->lock);
+	pthread_mutex_unlock(&vm->lock);
+}
+
 void vmm_stop(struct vmm *vm)
 {
 	pthread_mutex_lock(&vm->lock);

@@ -10,6 +10,10 @@
 // does not depend on the moment. Then the thread says PREPARED and waits on; what
 // is left for RUN is the clocks and the first KVM_RUN. Until then
 // nothing touches guest memory, so that a prepared cell never has a fault.
+//
+// The final filter of system calls (jail_final.c) is set before vmm_start(), the only
+// way into the guest; for a PREPARE earlier, before PREPARED is said. So what follows
+// either is what that filter allows.
 #include <errno.h>
 #include <linux/userfaultfd.h>
 #include <string.h>
@@ -296,6 +300,14 @@ static ssize_t receive(struct wire_reader *r)
 	return n;
 }
 
+// The last of what needs more than the final filter allows is done: the C library's
+// part of a new thread's start, too.
+static int confine(struct cell *c, struct err *e)
+{
+	vmm_await_vcpus(c->vm);
+	return jail_final(e);
+}
+
 static int run_prepared(struct cell *c, struct err *e)
 {
 	struct wire_reader r;
@@ -306,6 +318,9 @@ static int run_prepared(struct cell *c, struct err *e)
 	if (rc)
 		return rc;
 	warm_up();
+	rc = confine(c, e);
+	if (rc)
+		return rc;
 	say(CP_PREPARED);
 	receive(&r);
 	if (start.type != CP_RUN || start.nfds)
@@ -372,6 +387,8 @@ void *cell_vcpu0(void *arg)
 
 	warm_up();
 	if ((c->vm && vmm_warm(c->vm, &e)) || receive_start(c, &e))
+		cell_die(&e);
+	if (confine(c, &e)) // a prepared one is already
 		cell_die(&e);
 	c->loaded_ns = util_now_ns();
 	atomic_store_explicit(&c->phase, CELL_RUNNING, memory_order_release);

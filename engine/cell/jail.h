@@ -18,10 +18,15 @@ struct jail_config {
 // Irreversible; on an error the process is half jailed and must exit.
 int jail_enter(const struct jail_config *j, struct err *e);
 
-// Its last part: the filter of system calls (jail_filter.c).
+// Its last part: the first filter of system calls (jail_filter.c).
 int jail_filter(struct err *e);
 
-// From within: fewer threads from now on.
+// Before guest code runs: the final filter of system calls, for all threads
+// (jail_final.c). Then there are no more threads, mappings of descriptors or limits.
+// The vCPU-0 thread's; has an effect once. On an error the process must exit.
+int jail_final(struct err *e);
+
+// From within, before jail_final(): fewer threads from now on.
 int jail_threads(unsigned threads, struct err *e);
 
 #endif

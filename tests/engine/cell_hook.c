@@ -26,6 +26,7 @@
 
 #include "cellproto.h"
 #include "hook_disk.h"
+#include "hook_final.h"
 #include "jail.h"
 
 static char report[CP_TEXT_MAX];
@@ -264,6 +265,17 @@ static void fault_outside(int uffd)
 	report[0] = *(volatile char *)p;
 }
 
+static void behind_final(const char *name, const int *fds)
+{
+	struct err e = ERR_INIT;
+	const char *bad;
+
+	if (jail_final(&e) || jail_final(&e))
+		say(e.msg);
+	bad = hook_final(name, fds[1]);
+	say(bad ? bad : "jailed");
+}
+
 static void misbehave(char *mail, const int *fds, int uffd)
 {
 	if (!strncmp(mail, "disk ", 5))
@@ -272,6 +284,8 @@ static void misbehave(char *mail, const int *fds, int uffd)
 		try_everything(mail, fds);
 	if (!strcmp(mail, "outside"))
 		fault_outside(uffd);
+	if (!strncmp(mail, "final ", 6))
+		behind_final(mail + 6, fds);
 	send_started();
 	if (!strcmp(mail, "segv")) {
 		signal(SIGSEGV, SIG_DFL);

@@ -1,5 +1,6 @@
 // What a cell that has been taken over can do: nothing, and not for long.
 #include <criterion/criterion.h>
+#include <dirent.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -7,6 +8,8 @@
 #include <sys/un.h>
 
 #include "cell_rig.h"
+#include "cells_priv.h"
+#include "hook_final.h"
 
 TestSuite(cell_jail, .timeout = 300);
 
@@ -128,6 +131,114 @@ Test(cell_jail, no_namespace_is_the_hosts)
 	rig_kill(&vm);
 	rig_kill(&other);
 	rig_close(&rig);
+}
+
+Test(cell_jail, final_filter_ends_who_calls_anything_else)
+{
+	const char *name;
+	char mail[64];
+
+	open_with_image();
+	for (unsigned i = 0; (name = hook_final_name(i)); i++) {
+		snprintf(mail, sizeof(mail), "final %s", name);
+		run_hook(mail);
+		cr_assert_eq(vm.why, ENG_END_CRASHED, "%s: %d, %s", name,
+			     vm.why, vm.detail);
+		cr_assert_str_eq(vm.detail,
+				 "its process called what its filter refuses "
+				 "(SIGSYS)");
+	}
+	close_all();
+}
+
+Test(cell_jail, final_filter_allows_what_a_cell_needs)
+{
+	open_with_image();
+	run_hook("final needed");
+	cr_assert_eq(vm.why, ENG_END_START, "%d, %s", vm.why, vm.detail);
+	cr_assert_str_eq(vm.detail, "jailed");
+	close_all();
+}
+
+// How many filters a process's threads have: all the same, or -1.
+static int filters_of(pid_t pid)
+{
+	char path[300], line[128];
+	struct dirent *d;
+	int all = -2;
+	DIR *dp;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	dp = opendir(path);
+	cr_assert(dp, "%s", path);
+	while ((d = readdir(dp))) {
+		int n = -1;
+		FILE *f;
+
+		if (d->d_name[0] == '.')
+			continue;
+		snprintf(path, sizeof(path), "/proc/%d/task/%s/status", pid,
+			 d->d_name);
+		f = fopen(path, "re");
+		cr_assert(f, "%s", path);
+		while (fgets(line, sizeof(line), f))
+			sscanf(line, "Seccomp_filters: %d", &n);
+		fclose(f);
+		all = all == -2 || all == n ? n : -1;
+	}
+	closedir(dp);
+	return all;
+}
+
+static bool prepared_one(void *pid)
+{
+	for (struct cell_proc *p = rig.cells->procs; p; p = p->next) {
+		if (p->state == PROC_PREPARED && !p->dying) {
+			*(pid_t *)pid = p->pid;
+			return true;
+		}
+	}
+	return false;
+}
+
+// All ways to a guest: booted, thawed in a shell, in a blank, in a prepared cell.
+Test(cell_jail, every_thread_of_a_guest_has_the_final_filter)
+{
+	static struct rig_vm booted, shell, blank, prepared;
+	struct rig_opts shells = {.shells = 1}, blanks = {.blanks = 1};
+	int ours = filters_of(getpid());
+	char store[] = "/tmp/thaw-jail-XXXXXX", cmd[128];
+	pid_t pid;
+
+	cr_assert(mkdtemp(store));
+	shells.store = blanks.store = store;
+	rig_open(&rig, &shells);
+	rig_image(&rig, &img, 64, 3, "");
+	eng_cells_want(rig.cells, 64, 3);
+	rig_boot(&rig, &booted, 64, 3, "");
+	cr_assert_eq(filters_of(eng_cell_pid(booted.cell)), ours + 2);
+	rig_thaw(&rig, &shell, &img, NULL);
+	cr_assert_eq(filters_of(eng_cell_pid(shell.cell)), ours + 2);
+	// Before anybody asked for it.
+	cr_assert(rig_until(&rig, prepared_one, &pid, RIG_MS));
+	cr_assert_eq(filters_of(pid), ours + 2);
+	rig_thaw(&rig, &prepared, &img, NULL);
+	cr_assert_eq(eng_cell_pid(prepared.cell), pid);
+	cr_assert_eq(filters_of(pid), ours + 2);
+	rig_kill(&booted);
+	rig_kill(&shell);
+	rig_kill(&prepared);
+	rig_close(&rig);
+
+	rig_open(&rig, &blanks);
+	for (int i = 0; i < 8; i++) {
+		rig_thaw(&rig, &blank, &img, NULL);
+		cr_assert_eq(filters_of(eng_cell_pid(blank.cell)), ours + 2);
+		rig_kill(&blank);
+	}
+	rig_close(&rig);
+	snprintf(cmd, sizeof(cmd), "rm -rf %s", store);
+	cr_assert_eq(system(cmd), 0);
 }
 
 Test(cell_jail, misbehaviour_ends_the_cell)

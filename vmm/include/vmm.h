@@ -159,6 +159,9 @@ int vmm_vcpu_run(struct vmm *vm, unsigned index);
 // Convenience: starts threads for vCPUs [from, vcpus) that call
 // vmm_vcpu_run(); vmm_stop() joins them.
 int vmm_spawn_vcpus(struct vmm *vm, unsigned from, struct err *e);
+// Before vmm_start(): waits until those threads stand at the gate, where nothing is
+// left of what the C library does when a thread starts (for a sandbox's filter).
+void vmm_await_vcpus(struct vmm *vm);
 
 // Makes every vmm_vcpu_run() return, and joins spawned threads. Idempotent.
 void vmm_stop(struct vmm *vm);
@@ -267,6 +270,10 @@ int vmm_state_finish(struct vmm *vm, struct err *e);
 // does at a VM's first KVM_RUN (it starts a thread of the kernel) without
 // running any guest code. -EBUSY: started already; -EIO.
 int vmm_warm(struct vmm *vm, struct err *e);
+
+// The requests with which the room calls ioctl(2) from vmm_start() on, and in
+// vmm_state_finish() before it, for a sandbox's filter: the most frequent first.
+const uint32_t *vmm_ioctls(size_t *n);
 
 // --- the host -----------------------------------------------------------------
 
