@@ -1270,6 +1270,53 @@ def test_logs(t):
     t.end(i)
 
 
+def in_group(t, query):
+    """Names (else ids) of those that ListMicrovms has of a log group."""
+    return [i["thaw"].get("name") or i["microvmId"] for i in
+            t.get(f"{AWS}/microvms?{query}").json["items"]]
+
+
+def test_log_groups(t):
+    def named(**cloud):
+        return {"cloudWatch": cloud}
+
+    a = t.run("img", name="a", logging=named(logGroup="/g", logStream="s")).json
+    t.run("img", name="b", logging=named(logGroup="/g", logStream="s"))
+    c = t.run("img", name="c", logging=named(logGroup="/g")).json
+    d = t.run("img", name="d", logging=named(logStream="s")).json
+    e = t.run("img", name="e").json
+    t.run("img", name="f", logging={"disabled": {}})
+    equal(a["thaw"]["logging"], named(logGroup="/g", logStream="s"),
+          "thaw says where it logs to")
+    default = "/aws/lambda-microvms/img"
+    equal([x["thaw"]["logging"]["cloudWatch"] for x in (c, d, e)],
+          [{"logGroup": "/g", "logStream": c["microvmId"]},
+           {"logGroup": default, "logStream": "s"},
+           {"logGroup": default, "logStream": e["microvmId"]}],
+          "and the names where it was given none")
+    equal(in_group(t, "logGroup=/g"), ["a", "b", "c"], "those of a log group")
+    equal(in_group(t, "logGroup=/g&logStream=s"), ["a", "b"],
+          "those of a stream of it")
+    equal(in_group(t, f"logGroup={default}&imageIdentifier=img&state=RUNNING"),
+          [n for n in in_group(t, f"logGroup={default}&state=RUNNING")
+           if n in ("d", "e")], "with other filters, without the disabled")
+    check("d" in in_group(t, "logStream=s"), "those of a stream of any group")
+    equal(in_group(t, f"logStream={c['microvmId']}"), ["c"],
+          "its id is its stream's name")
+    equal(in_group(t, "logGroup=/none"), [], "a group that nobody names")
+    page = t.get(f"{AWS}/microvms?logGroup=/g&maxResults=2").json
+    equal(len(page["items"]), 2, "a page of them")
+    equal([i["thaw"]["name"] for i in t.get(
+        f"{AWS}/microvms?logGroup=/g&maxResults=2&nextToken="
+        f"{urllib.parse.quote(page['nextToken'])}").json["items"]], ["c"],
+          "and the next")
+    errors(t.get(AWS + "/microvms?logGroup=a%20b"), 400, "ValidationException",
+           "logGroup", "a group of another form")
+    for name in "abcdef":
+        t.end(name)
+    equal(in_group(t, "logGroup=/g"), ["a", "b", "c"], "ended ones stay in it")
+
+
 # --- who may ------------------------------------------------------------------------
 
 def as_nobody(t):

@@ -209,6 +209,12 @@ def test_create(t):
           "its last line")
     i = t.run("good").json
     equal((i["imageVersion"], i["state"]), ("1.0", "RUNNING"), "it runs")
+    equal(i["thaw"]["logging"], {"cloudWatch": {
+        "logGroup": "/g", "logStream": i["microvmId"]}},
+          "and logs to its image's group")
+    t.end(i["microvmId"])
+    i = t.run("good", logging={"disabled": {}}).json
+    equal(i["thaw"]["logging"], {"disabled": {}}, "unless it says otherwise")
     t.end(i["microvmId"])
     check(not left(t), "nothing else is left", left(t))
 
@@ -227,7 +233,7 @@ def test_filters(t):
 
 def test_update(t):
     path = folder(t, "second", "FROM debian:bookworm\nCMD two\n")
-    a = update(t, "good", path, description="")
+    a = update(t, "good", path, description="", logging={"disabled": {}})
     equal((a.status, a.json["state"], a.json["imageVersion"],
            a.json.get("resources"), "tags" in a.json),
           (200, "UPDATING", "2.0", None, False),
@@ -244,7 +250,10 @@ def test_update(t):
     equal((g["state"], g["latestActiveImageVersion"],
            g["latestFailedImageVersion"]), ("UPDATE_FAILED", "2.0", "3.0"),
           "one that fails changes nothing but that")
-    equal(t.run("good").json["imageVersion"], "2.0", "the newest good one runs")
+    i = t.run("good").json
+    equal(i["imageVersion"], "2.0", "the newest good one runs")
+    equal(i["thaw"]["logging"], {"disabled": {}},
+          "and keeps no log, as its version says")
     errors(t.run("good", imageVersion="3.0"), 404, "ResourceNotFoundException",
            "No active version", "a failed one does not")
     errors(t.request("PATCH", f"{IMAGES}/good/versions/3.0",
