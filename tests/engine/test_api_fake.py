@@ -618,6 +618,21 @@ def test_tokens(t):
                '"name":"ordered", "imageIdentifier":"img" }')
     equal(x.json["microvmId"], y.json["microvmId"], "JSON in another order")
     t.end("ordered")
+    # 128 characters, whatever their length in UTF-8.
+    for c in "é€😀":
+        a = t.run("img", clientToken=c * 128)
+        equal(a.status, 200, f"a token of 128 {c}")
+        equal(t.run("img", clientToken=c * 128).json["microvmId"],
+              a.json["microvmId"], "names what it made")
+        errors(t.run("img", clientToken=c * 128, cold=True), 409,
+               "ConflictException", c * 16, "and is another's no more")
+        errors(t.run("img", clientToken=c * 129), 400, "ValidationException",
+               "clientToken", "one more is too long")
+        t.end(a.json["microvmId"])
+    t.kill9()
+    t.start()
+    equal(t.run("img", clientToken="😀" * 128).json["microvmId"],
+          a.json["microvmId"], "also after kill -9")
 
 
 def test_64_runs_one_token(t):
