@@ -412,6 +412,14 @@ def test_tokens(t):
           "after a deletion it says what it said at first")
     equal(b.json, {**a.json, "updatedAt": b.json["updatedAt"]},
           "member by member")
+    w = update(t, "once", path, clientToken="token 2")
+    equal((w.status, w.json["imageVersion"], w.json["state"],
+           w.json["imageArn"]), (200, "2.0", "UPDATING", u.json["imageArn"]),
+          "so does the update")
+    errors(update(t, "once", path + "x", clientToken="token 2"), 409,
+           "ConflictException", "other parameters", "which conflicts, too")
+    errors(update(t, "once", path, clientToken="token 9"), 404,
+           "ResourceNotFoundException", "once", "one of a new token does not")
     equal(t.get(f"{IMAGES}/once").status, 404, "and makes nothing")
     create(t, "once", path, clientToken="token 3")
     settle(t, "once")
