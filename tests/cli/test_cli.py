@@ -445,6 +445,13 @@ def dockerfile_builds():
             bad, reason=reason)})})
         check(thaw("build", "web", "/a").returncode == code,
               f"{reason} is exit code {code}")
+    serve({"POST /thaw/v1/images": lines({"error": {
+        "type": "ENOENT", "reason": "S3_NO_SUCH_KEY",
+        "message": "cannot read '/a': No such file or directory"}})})
+    r = thaw("build", "web", "/a", "-q")
+    check((r.returncode, r.stderr.splitlines()[-1]) == (
+        3, "thaw: build: cannot read '/a': No such file or directory"),
+          "a path is not S3's", r)
 
 
 def build_on_terminal():

@@ -354,7 +354,8 @@ def test_failures(t):
           "scripts/base-image")
     fails("nofile", folder(t, "nodocker", None, other="x"),
           "ARCHIVE_DOCKERFILE_NOT_FOUND: ", "Dockerfile")
-    fails("nopath", os.path.join(t.dir, "nonesuch"), "S3_NO_SUCH_KEY: ", "")
+    fails("nopath", os.path.join(t.dir, "nonesuch"),
+          "S3_NO_SUCH_KEY: cannot read '/", "nonesuch")
     fails("nokey", "s3://apps/nope.zip", "S3_NO_SUCH_KEY: ", "404")
     with open(os.path.join(t.dir, "x.zip"), "w") as f:
         f.write("no archive")
