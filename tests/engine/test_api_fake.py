@@ -1405,8 +1405,12 @@ def test_flags(_):
                         (["--log-level", "loud"], "--log-level"),
                         (["--unserved-egress", "x"], "--unserved-egress"),
                         (["--time-scale", "0"], "--time-scale"),
+                        (["--s3-endpoint", "ftp://x"], "S3 endpoint"),
+                        (["--s3-endpoint", "localhost:9000"], "S3 endpoint"),
+                        (["--s3-endpoint", "http://x/y"], "S3 endpoint"),
                         (["--state"], "--state")):
-        r = subprocess.run([BIN, *flags], capture_output=True, text=True)
+        r = subprocess.run([BIN, *flags], capture_output=True, text=True,
+                           timeout=PATIENCE)
         check(r.returncode == 2 and part in r.stderr and
               r.stderr.count("\n") == 1, f"thawd {flags}: one clear error",
               r.stderr)
