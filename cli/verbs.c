@@ -333,7 +333,8 @@ const struct cli_command cli_commands[] = {
     {"rm",
      "ID...",
      "terminate microVMs",
-     NULL,
+     "A suspended one is removed with its state; one that runs only with "
+     "--force.\n",
      1,
      -1,
      false,

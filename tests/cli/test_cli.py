@@ -297,8 +297,15 @@ def changes():
     r = thaw("resume", ID, "--json")
     check(json.loads(r.stdout)["state"] == "RUNNING", "resume --json", r)
     r = thaw("rm", ID)
-    check(r.returncode == 4 and "rm -f" in r.stderr and state[0] == "RUNNING",
-          "rm spares a running one", r)
+    check((r.returncode, r.stderr) == (
+        4, f"thaw: {ID}: it is RUNNING, and its state would be lost; 'thaw rm "
+        f"-f {ID}' removes it\n") and state[0] == "RUNNING",
+          "rm spares a running one, and says how", r)
+    state[0] = "SUSPENDED"
+    r = thaw("rm", ID)
+    check((r.returncode, r.stdout, state[0]) == (0, ID + "\n", "TERMINATED"),
+          "but not a suspended one", r)
+    state[0] = "RUNNING"
     r = thaw("rm", "-f", ID, "unknown", ID)
     check(r.returncode == 0 and state[0] == "TERMINATED"
           and r.stdout == (ID + "\n") * 2, "rm -f of several", r)
