@@ -375,23 +375,24 @@ struct list_filter {
 };
 
 // -ENOENT: no image of that name is or was here. Of one that was deleted there may
-// be records still.
+// be records still: its whole name goes before what begins so.
 static int named_image(struct api *a, const char *id, bool begin,
 		       const char **name, struct err *e)
 {
 	struct reg_vm *const *vms;
 	struct reg_image *im;
 	size_t n;
-	int rc = eng_image_find(a->reg, id, begin, &im, e);
+	int rc;
 
-	*name = rc ? eng_image_bare(id) : im->name;
-	if (rc != -ENOENT)
-		return rc;
+	*name = eng_image_bare(id);
 	vms = eng_reg_vms(a->reg, &n);
 	for (size_t i = 0; i < n; i++) {
 		if (!strcmp(vms[i]->image, *name))
 			return 0;
 	}
+	rc = eng_image_find(a->reg, id, begin, &im, e);
+	if (!rc)
+		*name = im->name;
 	return rc;
 }
 

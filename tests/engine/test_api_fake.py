@@ -816,6 +816,17 @@ def test_images(t):
           "DeleteMicrovmImage")
     errors(t.get(AWS + "/microvm-images/two"), 404,
            "ResourceNotFoundException", "two", "it is gone")
+    t.build(name="twofold", kernel=KERNEL, memoryMiB=64)
+    k = t.run("twofold").json["microvmId"]
+
+    def of_image(name):
+        return [x["microvmId"] for x in t.get(
+            f"{AWS}/microvms?imageIdentifier={name}").json["items"]]
+    equal((of_image("two"), of_image("twof")),
+          ([i["microvmId"], j["microvmId"]], [k]),
+          "ListMicrovms of a deleted image, and of one whose name begins so")
+    t.end(k)
+    t.delete(AWS + "/microvm-images/twofold")
     t.restart()
     equal([x["name"] for x in t.images()], ["img"], "also after a restart")
 
