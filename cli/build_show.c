@@ -93,22 +93,24 @@ static void show_image(struct cli *c, const json_t *image)
 }
 
 // "thaw: build: CONTAINER_BUILD_FAILED, Dockerfile line 5: RUN make: ...".
-// The message may name the line itself.
+// The message may name the line itself. The verb's PATH is a file's: what AWS's
+// reasons call a path that cannot be had, as if it were S3's, is not said.
 static int show_error(struct show *s, const json_t *error)
 {
 	const char *reason = cli_str(error, "reason");
 	const char *text = cli_str(error, "message");
+	bool named = *reason && strncmp(reason, "S3_", 3) != 0;
 	int64_t line = cli_int(error, "line", 0);
 	char what[160] = "build", where[64];
 
-	if (*reason)
+	if (named)
 		snprintf(what, sizeof(what), "build: %.100s", reason);
 	snprintf(where, sizeof(where), "Dockerfile line %lld", (long long)line);
 	if (line > 0 && !strstr(text, where)) {
 		size_t n = strlen(what);
 
-		snprintf(what + n, sizeof(what) - n, "%s %s",
-			 *reason ? "," : ":", where);
+		snprintf(what + n, sizeof(what) - n, "%s %s", named ? "," : ":",
+			 where);
 	}
 	if (s->len)
 		end_line(s);

@@ -131,6 +131,9 @@ const char *cli_str(const json_t *o, const char *key);
 int64_t cli_int(const json_t *o, const char *key, int64_t missing);
 // Prints text with control characters made harmless.
 void cli_put(FILE *f, const char *text);
+// A guest's output goes out as it is when stdout is a file or pipe (`raw`); a
+// terminal gets no control characters but line breaks and tabs.
+void cli_put_output(const char *p, size_t n, bool raw);
 void cli_print_json(const json_t *j, bool pretty);
 
 enum { CLI_COLUMNS = 10 };
@@ -181,6 +184,10 @@ void cli_say_listeners(struct cli *c, const char *id);
 bool cli_has_context(const struct cli *c);
 // Shows the answer's lines to their end; returns the exit code.
 int cli_build_show(struct cli *c, struct httpc *h);
+// logs --group: shows the logs of those that log there. `query`: of each log's
+// request. *one: the id of the only one that logs to --stream, for free(), whose
+// log is not shown yet.
+int cli_group_logs(struct cli *c, const char *query, char **one);
 // exec, shell: the request for a command, and a session of it in the microVM
 // that the verb's first argument names; returns the command's exit code.
 json_t *cli_exec_request(struct cli *c, int argc, char *const *argv, bool tty);

@@ -8,22 +8,6 @@
 
 enum { EVENT_MAX_BYTES = 1024 * 1024 };
 
-// A guest's output goes out as it is when stdout is a file or pipe; a terminal
-// gets no control characters but line breaks, tabs and colours' escapes.
-static void put_output(const char *p, size_t n, bool raw)
-{
-	if (raw) {
-		fwrite(p, 1, n, stdout);
-		return;
-	}
-	for (size_t i = 0; i < n; i++) {
-		unsigned char ch = (unsigned char)p[i];
-
-		if (ch >= 0x20 || ch == '\n' || ch == '\t')
-			putchar(ch);
-	}
-}
-
 // IMAGE or IMAGE:VERSION; without one, the newest. Sets *out, the log's path.
 static int build_log_path(struct cli *c, char **out)
 {
@@ -49,19 +33,19 @@ static int build_log_path(struct cli *c, char **out)
 }
 
 // All of the answer's body to standard output.
-static int copy_out(struct cli *c, const char *path)
+static int copy_out(struct cli *c, const char *what, const char *path)
 {
 	bool raw = !isatty(STDOUT_FILENO);
 	struct err e = ERR_INIT;
 	char buf[8192];
 	struct httpc h;
 	ssize_t n;
-	int code = cli_open(c, &h, c->argv[0], "GET", path, NULL, NULL);
+	int code = cli_open(c, &h, what, "GET", path, NULL, NULL);
 
 	if (code)
 		return code;
 	while ((n = httpc_body(&h, buf, sizeof(buf), &e)) > 0) {
-		put_output(buf, (size_t)n, raw);
+		cli_put_output(buf, (size_t)n, raw);
 		if (fflush(stdout))
 			break; // nobody reads any more
 	}
@@ -69,28 +53,48 @@ static int copy_out(struct cli *c, const char *path)
 	return n < 0 ? cli_fail(CLI_FAILED, "logs: %s", e.msg) : 0;
 }
 
+// What says whose log is meant is given once.
+static int check_whose(const struct cli *c)
+{
+	bool group = cli_flag(c, "group");
+
+	if (cli_flag(c, "stream") && !group)
+		return cli_usage(c, "--stream goes with --group");
+	if (group && (c->argc || cli_flag(c, "build")))
+		return cli_usage(c, "--group goes without ID and --build");
+	if (!group && !c->argc)
+		return cli_usage(c, "ID or --group is missing");
+	return 0;
+}
+
 int cmd_logs(struct cli *c)
 {
-	char *path = NULL, *full, count[40] = "";
+	cleanup_free char *path = NULL, *full = NULL, *one = NULL;
+	char query[64] = "", count[40] = "";
 	uint64_t tail = 0;
-	int code = cli_number(c, "tail", 1000000000, &tail);
+	int code = check_whose(c);
 
-	if (!code && cli_flag(c, "build"))
-		code = build_log_path(c, &path);
-	else if (!code)
-		path = cli_path(CLI_OWN "/microvms/%s/logs", c->argv[0]);
+	if (!code)
+		code = cli_number(c, "tail", 1000000000, &tail);
 	if (code)
 		return code;
 	if (cli_flag(c, "tail"))
 		snprintf(count, sizeof(count), "&tail=%llu",
 			 (unsigned long long)tail);
-	if (asprintf(&full, "%s?follow=%d%s", path, cli_flag(c, "follow"),
-		     count) < 0)
+	snprintf(query, sizeof(query), "?follow=%d%s", cli_flag(c, "follow"),
+		 count);
+	if (cli_flag(c, "group"))
+		code = cli_group_logs(c, query, &one);
+	if (cli_flag(c, "build"))
+		code = build_log_path(c, &path);
+	else if (one || c->argc)
+		path = cli_path(CLI_OWN "/microvms/%s/logs",
+				one ? one : c->argv[0]);
+	if (code || !path)
+		return code;
+	if (asprintf(&full, "%s%s", path, query) < 0)
 		abort();
-	free(path);
-	code = copy_out(c, full);
-	free(full);
-	return code;
+	return copy_out(c, one ? one : c->argv[0], full);
 }
 
 static void show_event(const json_t *ev)

@@ -38,7 +38,8 @@ static int change_one(struct cli *c, const struct change *k, const char *id,
 	return code;
 }
 
-// Without --force a running microVM is not thrown away.
+// As docker's: what has stopped is removed, which SUSPENDED and TERMINATED are;
+// what runs is thrown away with --force alone.
 static int may_remove(struct cli *c, const char *id, bool *skip)
 {
 	char *path = cli_path(CLI_AWS "/microvms/%s", id);
@@ -54,8 +55,8 @@ static int may_remove(struct cli *c, const char *id, bool *skip)
 		    strcmp(cli_str(vm, "state"), "TERMINATED") != 0)
 			code = cli_fail(CLI_CONFLICT,
 					"%s: it is %s, and its state would be "
-					"lost; use rm -f, or suspend it first",
-					id, cli_str(vm, "state"));
+					"lost; 'thaw rm -f %s' removes it",
+					id, cli_str(vm, "state"), id);
 	}
 	json_decref(vm);
 	free(path);

@@ -353,6 +353,26 @@ ssize_t httpc_body(struct httpc *h, void *dst, size_t cap, struct err *e)
 	return (ssize_t)cap;
 }
 
+bool httpc_ready(struct httpc *h, bool polled)
+{
+	bool between = h->framing == HTTPC_CHUNKED && h->in_chunk && !h->left;
+	size_t had = h->len - h->at;
+	ssize_t n;
+
+	if (!between || had > 2)
+		return had || polled;
+	// What ends the last chunk is not yet the next one.
+	if (!polled)
+		return false;
+	memmove(h->buf, h->buf + h->at, had);
+	h->at = 0;
+	h->len = had;
+	n = recv(h->fd, h->buf + had, sizeof(h->buf) - had, 0);
+	if (n > 0)
+		h->len += (size_t)n;
+	return n <= 0 || h->len > 2; // an end is seen once more
+}
+
 int httpc_body_all(struct httpc *h, char **out, size_t *len, struct err *e)
 {
 	size_t cap = 0, at = 0;

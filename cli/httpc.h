@@ -48,6 +48,9 @@ int httpc_head(struct httpc *h, struct err *e);
 // The next bytes of the body; 0 at its end. An answer that ends too early or is
 // malformed is an error, never a short body.
 ssize_t httpc_body(struct httpc *h, void *dst, size_t cap, struct err *e);
+// Has httpc_body() something to give without waiting for the peer? `polled`: the
+// descriptor is readable.
+bool httpc_ready(struct httpc *h, bool polled);
 // The whole body, NUL-terminated (not counted in *len). Caller frees.
 int httpc_body_all(struct httpc *h, char **out, size_t *len, struct err *e);
 // One line of the body without its end, NUL-terminated, at most `max` bytes;

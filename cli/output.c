@@ -31,6 +31,20 @@ void cli_put(FILE *f, const char *text)
 		fputc(*p < 0x20 || *p == 0x7f ? '?' : *p, f);
 }
 
+void cli_put_output(const char *p, size_t n, bool raw)
+{
+	if (raw) {
+		fwrite(p, 1, n, stdout);
+		return;
+	}
+	for (size_t i = 0; i < n; i++) {
+		unsigned char ch = (unsigned char)p[i];
+
+		if (ch >= 0x20 || ch == '\n' || ch == '\t')
+			putchar(ch);
+	}
+}
+
 void cli_print_json(const json_t *j, bool pretty)
 {
 	json_dumpf(j, stdout, pretty ? JSON_INDENT(2) : JSON_COMPACT);

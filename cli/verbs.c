@@ -288,17 +288,28 @@ const struct cli_command cli_commands[] = {
      {{0, "profile", "NAME", "of the keys file (default: its first)"},
       {0, "shell", "sh|bash|zsh|fish", "whose syntax (default sh)"}}},
     {"logs",
-     "ID | --build IMAGE[:VERSION]",
-     "show what a microVM printed, or an image's build",
-     NULL,
-     1,
+     "ID | --group NAME [--stream NAME] | --build IMAGE[:VERSION]",
+     "show what microVMs printed, or an image's build",
+     "--group and --stream are what the logging of RunMicrovm, else that of "
+     "the "
+     "image,\n"
+     "names; by default /aws/lambda-microvms/IMAGE and the microVM's id. Of a "
+     "group all\n"
+     "logs are shown, those of ended microVMs too, each line after its "
+     "microVM's name\n"
+     "or id: one log after the other, with --follow as it comes. A stream that "
+     "only one\n"
+     "has is shown as it is.\n",
+     0,
      1,
      false,
      COMPLETE_BOTH,
      cmd_logs,
      {{0, "build", NULL, "of an image's build (default: of its newest)"},
+      {'g', "group", "NAME", "of all that log to this log group"},
+      {'s', "stream", "NAME", "of those, of all that log to this stream"},
       {'f', "follow", NULL, "go on as more comes"},
-      {'n', "tail", "LINES", "only the last lines"}}},
+      {'n', "tail", "LINES", "only the last lines (of each)"}}},
     {"suspend",
      "ID...",
      "suspend microVMs",
@@ -322,7 +333,8 @@ const struct cli_command cli_commands[] = {
     {"rm",
      "ID...",
      "terminate microVMs",
-     NULL,
+     "A suspended one is removed with its state; one that runs only with "
+     "--force.\n",
      1,
      -1,
      false,

@@ -71,12 +71,23 @@ void api_create_image(struct api *a, struct http_req *r, json_t *in)
 		make(a, r, in, NULL);
 }
 
+// A token is remembered for good: also when the image that it updated is gone.
 void api_update_image(struct api *a, struct http_req *r, json_t *in)
 {
-	struct reg_image *im =
-	    api_image_whole(a, r, api_member(in, "imageIdentifier"));
+	const char *id = api_member(in, "imageIdentifier");
+	const char *name = eng_image_bare(id);
+	struct err e = ERR_INIT;
+	struct image_made made;
+	struct reg_image *im;
+	int rc = eng_reg_image(a->reg, name)
+		     ? 0
+		     : eng_image_updated(a->images, name, in, &made, &e);
 
-	if (im)
+	if (rc < 0)
+		api_fail(a, r, &e, "microvm-image", id);
+	else if (rc)
+		api_answer(a, r, 200, made_shape(&made, in, false));
+	else if ((im = api_image_whole(a, r, id)))
 		make(a, r, in, im);
 }
 

@@ -33,6 +33,23 @@ static void put_item(struct jtext *t, const struct reg_vm *vm)
 		   vm->started_ms ? vm->started_ms : vm->created_ms);
 }
 
+// What it was run with, and the names where it named none.
+static void put_logging(struct jtext *t, const struct reg_vm *vm)
+{
+	char buf[ENG_LOG_GROUP];
+	const char *group, *stream;
+	bool kept = eng_vm_log_names(vm, buf, &group, &stream);
+
+	jt_open(t, "logging");
+	jt_open(t, kept ? "cloudWatch" : "disabled");
+	if (kept) {
+		jt_str(t, "logGroup", group);
+		jt_str(t, "logStream", stream);
+	}
+	jt_close(t);
+	jt_close(t);
+}
+
 static void open_thaw(struct jtext *t, const struct reg_vm *vm)
 {
 	pid_t pid = eng_vm_pid(vm);
@@ -49,8 +66,7 @@ static void open_thaw(struct jtext *t, const struct reg_vm *vm)
 	jt_int(t, "resumes", vm->resumes);
 	jt_bool(t, "pooled", vm->pooled);
 	jt_str(t, "reason", vm->code);
-	if (json_object_get(vm->extra, "logging"))
-		jt_json(t, "logging", json_object_get(vm->extra, "logging"));
+	put_logging(t, vm);
 	if (vm->suspended_ms)
 		jt_seconds(t, "suspendedAt", vm->suspended_ms);
 	if (pid)
@@ -135,6 +151,16 @@ static void run_over(void *ctx, struct reg_vm *vm, enum vm_wait_end how)
 	free(h);
 }
 
+// How many of its bytes a message has room for: whole characters.
+static int shown(const char *token)
+{
+	size_t n = strnlen(token, 64);
+
+	while (n && ((uint8_t)token[n] & 0xc0) == 0x80)
+		n--;
+	return (int)n;
+}
+
 // 1: replayed (*vm is what the first one made), 0: new, -errno.
 static int replayed(struct api *a, const char *token, const uint8_t params[16],
 		    struct reg_vm **vm, struct err *e)
@@ -145,21 +171,20 @@ static int replayed(struct api *a, const char *token, const uint8_t params[16],
 		return 0;
 	if (memcmp(t->params, params, 16))
 		return err_set(e, -EBUSY,
-			       "clientToken %.128s was used before with other "
+			       "clientToken %.*s was used before with other "
 			       "parameters, for %s",
-			       token, t->vm);
+			       shown(token), token, t->vm);
 	*vm = eng_reg_vm(a->reg, t->vm);
 	if (!*vm)
 		return err_set(e, -EBUSY,
-			       "clientToken %.128s was used before, for %s, "
+			       "clientToken %.*s was used before, for %s, "
 			       "which ended long ago",
-			       token, t->vm);
+			       shown(token), token, t->vm);
 	return 1;
 }
 
 static int check_run(struct api *a, json_t *in, struct err *e)
 {
-	const char *token = api_member(in, "clientToken");
 	int rc = eng_net_check(json_object_get(in, "ingressNetworkConnectors"),
 			       json_object_get(in, "egressNetworkConnectors"),
 			       a->cfg->accept_egress, e);
@@ -175,21 +200,17 @@ static int check_run(struct api *a, json_t *in, struct err *e)
 		return err_set(e, -EINVAL,
 			       "parked goes with imageIdentifier alone: all "
 			       "else comes with the run that claims it");
-	if (token && strlen(token) > REG_TOKEN_MAX)
-		return err_set(e, -EINVAL,
-			       "1 validation error detected: Value at "
-			       "'clientToken' failed to satisfy constraint: "
-			       "Member must have at most %d bytes",
-			       REG_TOKEN_MAX);
 	return 0;
 }
 
-// What GetMicrovm says again; and its logging, which it does not.
-static json_t *kept(json_t *body)
+// What GetMicrovm says again; and its logging, which it does not: the image's
+// where it has none of its own.
+static json_t *kept(json_t *body, const struct reg_version *version)
 {
 	static const char *const keys[] = {
 	    "ingressNetworkConnectors", "egressNetworkConnectors",
 	    "executionRoleArn", "idlePolicy", "logging"};
+	json_t *of_image = json_object_get(version->aws, "logging");
 	json_t *out = json_object();
 
 	for (size_t i = 0; i < ARRAY_SIZE(keys); i++) {
@@ -198,6 +219,8 @@ static json_t *kept(json_t *body)
 		if (v)
 			json_object_set(out, keys[i], v);
 	}
+	if (of_image && !json_object_get(out, "logging"))
+		json_object_set(out, "logging", of_image);
 	return out;
 }
 
@@ -243,7 +266,7 @@ static int run_now(struct api *a, struct http_req *r, json_t *body,
 	if (rc)
 		return rc;
 	memcpy(rq.params, params, 16);
-	rq.extra = extra = kept(body);
+	rq.extra = extra = kept(body, rq.version);
 	rc = eng_vm_run(a->vms, &rq, vm, e);
 	json_decref(extra);
 	return rc;
@@ -346,29 +369,30 @@ void api_get_microvm(struct api *a, struct http_req *r, json_t *in)
 }
 
 struct list_filter {
-	const char *image, *version;
+	const char *image, *version, *group, *stream;
 	unsigned states; // mask; 0: all
 	const json_t *labels;
 };
 
 // -ENOENT: no image of that name is or was here. Of one that was deleted there may
-// be records still.
+// be records still: its whole name goes before what begins so.
 static int named_image(struct api *a, const char *id, bool begin,
 		       const char **name, struct err *e)
 {
 	struct reg_vm *const *vms;
 	struct reg_image *im;
 	size_t n;
-	int rc = eng_image_find(a->reg, id, begin, &im, e);
+	int rc;
 
-	*name = rc ? eng_image_bare(id) : im->name;
-	if (rc != -ENOENT)
-		return rc;
+	*name = eng_image_bare(id);
 	vms = eng_reg_vms(a->reg, &n);
 	for (size_t i = 0; i < n; i++) {
 		if (!strcmp(vms[i]->image, *name))
 			return 0;
 	}
+	rc = eng_image_find(a->reg, id, begin, &im, e);
+	if (!rc)
+		*name = im->name;
 	return rc;
 }
 
@@ -383,6 +407,8 @@ static int list_filter_of(struct api *a, const struct http_req *r, json_t *in,
 
 	*f = (struct list_filter){
 	    .version = api_member(in, "imageVersion"),
+	    .group = api_member(in, "logGroup"),
+	    .stream = api_member(in, "logStream"),
 	    .labels = json_object_get(in, "label"),
 	};
 	rc = id ? named_image(a, id, !r->remote, &f->image, e) : 0;
@@ -407,6 +433,16 @@ static bool label_matches(const struct reg_vm *vm, const char *kv)
 	return have && strcmp(have, eq + 1) == 0;
 }
 
+static bool logs_to(const struct reg_vm *vm, const struct list_filter *f)
+{
+	char buf[ENG_LOG_GROUP];
+	const char *group, *stream;
+
+	return eng_vm_log_names(vm, buf, &group, &stream) &&
+	       (!f->group || !strcmp(group, f->group)) &&
+	       (!f->stream || !strcmp(stream, f->stream));
+}
+
 static bool listed(const struct reg_vm *vm, const struct list_filter *f)
 {
 	const json_t *kv;
@@ -416,7 +452,8 @@ static bool listed(const struct reg_vm *vm, const struct list_filter *f)
 		return false; // nobody's yet, or never anybody's
 	if ((f->image && strcmp(vm->image, f->image)) ||
 	    (f->version && strcmp(vm->version, f->version)) ||
-	    (f->states && !(f->states & 1u << vm->state)))
+	    (f->states && !(f->states & 1u << vm->state)) ||
+	    ((f->group || f->stream) && !logs_to(vm, f)))
 		return false;
 	json_array_foreach(f->labels, i, kv)
 	{

@@ -1,6 +1,7 @@
 // Flags, their defaults, and where thawd finds its other programs.
 #include "config.h"
 #include "arn.h"
+#include "img.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -328,7 +329,7 @@ static int set_option(struct eng_config *c, int opt, const char *v,
 		return 0;
 	case OPT_S3_ENDPOINT:
 		set_text(&c->s3_endpoint, v);
-		return 0;
+		return img_s3_endpoint(v, e);
 	case OPT_S3_REGION:
 		set_text(&c->s3_region, v);
 		return 0;

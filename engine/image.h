@@ -79,6 +79,10 @@ struct image_made {
 // image), -EBUSY (being built; a token with other parameters), -EDQUOT, -EAGAIN.
 int eng_image_make(struct eng_images *ims, const struct image_make *mk,
 		   struct image_made *out, struct err *e);
+// What an update of image `name`, which is not there any more, made with the same
+// clientToken before: 1. 0: it is new. -EBUSY: with other parameters.
+int eng_image_updated(struct eng_images *ims, const char *name,
+		      const json_t *in, struct image_made *out, struct err *e);
 // What a version was made from, as its shape says: a new reference.
 json_t *eng_image_members(const struct reg_version *v);
 // The one version that managed images have.

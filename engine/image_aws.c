@@ -244,11 +244,11 @@ struct token { // "" and unused without one
 };
 
 // Of an operation of its own: a run may have the same.
-static void token_of(const struct image_make *mk, const char *name,
+static void token_of(const json_t *in, const char *name, bool update,
 		     struct token *t)
 {
-	const json_t *given = json_object_get(mk->in, "clientToken");
-	json_t *copy = json_copy((json_t *)mk->in);
+	const json_t *given = json_object_get(in, "clientToken");
+	json_t *copy = json_copy((json_t *)in);
 	json_t *boxed = json_pack("[O]", given ? given : json_null());
 	uint8_t digest[16];
 
@@ -260,8 +260,7 @@ static void token_of(const struct image_make *mk, const char *name,
 		json_object_del(copy, "clientToken");
 		json_object_del(copy, "imageIdentifier");
 		json_object_set_new(copy, "name", json_string(name));
-		json_object_set_new(copy, "update",
-				    json_boolean(mk->image != NULL));
+		json_object_set_new(copy, "update", json_boolean(update));
 		eng_reg_params(copy, t->params);
 	}
 	json_decref(boxed);
@@ -298,6 +297,16 @@ static int replayed(struct eng_images *ims, const struct token *t,
 	if (!out->version)
 		out->image = NULL;
 	return 1;
+}
+
+int eng_image_updated(struct eng_images *ims, const char *name,
+		      const json_t *in, struct image_made *out, struct err *e)
+{
+	struct token token;
+
+	memset(out, 0, sizeof(*out));
+	token_of(in, name, true, &token);
+	return replayed(ims, &token, out, e);
 }
 
 // --- making --------------------------------------------------------------------
@@ -362,7 +371,7 @@ int eng_image_make(struct eng_images *ims, const struct image_make *mk,
 	int rc;
 
 	memset(out, 0, sizeof(*out));
-	token_of(mk, name, &token);
+	token_of(mk->in, name, mk->image != NULL, &token);
 	rc = replayed(ims, &token, out, e);
 	if (rc)
 		return MIN(rc, 0);

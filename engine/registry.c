@@ -236,6 +236,7 @@ static void token_drop_oldest(struct eng_reg *r)
 	else
 		r->newest = NULL;
 	r->ntokens--;
+	free(t->t.token);
 	free(t);
 }
 
@@ -449,7 +450,7 @@ void eng_reg_put_token(struct reg_txn *t, const char *token,
 	struct eng_reg *r = t->reg;
 	struct reg_tok *n = reg_must(calloc(1, sizeof(*n)));
 
-	snprintf(n->t.token, sizeof(n->t.token), "%s", token);
+	n->t.token = reg_must(strdup(token));
 	memcpy(n->t.params, params, sizeof(n->t.params));
 	snprintf(n->t.vm, sizeof(n->t.vm), "%s", vm);
 	n->t.created_ms = created_ms;

@@ -20,7 +20,7 @@ enum {
 	REG_NAME_MAX = 64,
 	REG_ID_LEN = 44, // "microvm-" and a UUID
 	REG_UUID_LEN = 36,
-	REG_TOKEN_MAX = 128,
+	REG_TOKEN_MAX = 4 * 128, // bytes: 128 characters
 	REG_MADE_MAX = REG_NAME_MAX + 17,
 	REG_BUILD_ID = 36,	  // a UUID
 	REG_KEEP_ENDED = 2000,	  // TERMINATED microVMs remembered
@@ -116,7 +116,7 @@ struct reg_vm {
 };
 
 struct reg_token {
-	char token[REG_TOKEN_MAX + 1];
+	char *token;		   // at most REG_TOKEN_MAX
 	uint8_t params[16];	   // digest of the parameters
 	char vm[REG_MADE_MAX + 1]; // what it made: an id, or IMAGE/VERSION
 	uint64_t created_ms;

@@ -338,10 +338,11 @@ int reg_undoc_token(struct reg_token *t, const char *key, json_t *doc,
 	json_int_t created;
 	json_error_t je;
 
+	t->token = reg_must(strdup(key));
 	if (json_unpack_ex(doc, &je, 0, "{s:s,s:s,s:I}", "params", &params,
 			   "vm", &vm, "created", &created))
 		return bad_row(e, "tokens", key, je.text);
-	if (!take_text(t->token, sizeof(t->token), key) ||
+	if (strlen(key) > REG_TOKEN_MAX ||
 	    !take_text(t->vm, sizeof(t->vm), vm) ||
 	    util_unhex(t->params, sizeof(t->params), params))
 		return bad_row(e, "tokens", key, "a value is out of range");

@@ -126,6 +126,13 @@ pid_t eng_vm_pid(const struct reg_vm *vm); // its cell's; 0: none
 // and the caller closes what it got.
 struct vmlog *eng_vm_log(struct eng_vms *m, struct reg_vm *vm, bool *owned,
 			 struct err *e);
+// The log group and stream that it logs to: what it, or its image, was given, else
+// ENG_LOG_DEFAULT with its image's name, and its id. Borrowed, also from `buf`.
+// False: its logging is disabled.
+#define ENG_LOG_DEFAULT "/aws/lambda-microvms/"
+enum { ENG_LOG_GROUP = sizeof(ENG_LOG_DEFAULT) + REG_NAME_MAX };
+bool eng_vm_log_names(const struct reg_vm *r, char buf[ENG_LOG_GROUP],
+		      const char **group, const char **stream);
 
 // Finds by id, name or unique prefix of an id ("microvm-" may be left out).
 // -ENOENT, -EINVAL: ambiguous, naming candidates.

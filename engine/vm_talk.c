@@ -223,6 +223,23 @@ static bool disabled(const struct reg_vm *r)
 			       "disabled");
 }
 
+bool eng_vm_log_names(const struct reg_vm *r, char buf[ENG_LOG_GROUP],
+		      const char **group, const char **stream)
+{
+	const json_t *set =
+	    json_object_get(json_object_get(r->extra, "logging"), "cloudWatch");
+
+	*group = json_string_value(json_object_get(set, "logGroup"));
+	*stream = json_string_value(json_object_get(set, "logStream"));
+	if (!*group) {
+		snprintf(buf, ENG_LOG_GROUP, "%s%s", ENG_LOG_DEFAULT, r->image);
+		*group = buf;
+	}
+	if (!*stream)
+		*stream = r->id;
+	return !disabled(r);
+}
+
 void vm_log_bytes(struct eng_vm *v, const void *p, size_t n)
 {
 	struct err e = ERR_INIT;

@@ -33,6 +33,9 @@ struct img_s3 { // where s3:// artifacts are
 	const char *credentials;
 };
 
+// Is it "http://HOST[:PORT]", or https, and no more? -EINVAL.
+int img_s3_endpoint(const char *url, struct err *e);
+
 struct img_req { // copied
 	// "s3://BUCKET/KEY", or "file:///PATH" (percent-encoded) of a zip, a tar
 	// (plain, gzip, bzip2, xz, zstd) or a folder, read with the rights of

@@ -63,8 +63,7 @@ static int check_bucket(const char *p, size_t n, struct err *e)
 	return 0;
 }
 
-// "http://HOST[:PORT]" with nothing after it.
-static int check_endpoint(const char *url, struct err *e)
+int img_s3_endpoint(const char *url, struct err *e)
 {
 	const char *p = strstr(url, "://");
 	size_t n;
@@ -130,7 +129,7 @@ static int parse_s3(const char *p, const struct img_s3 *s3,
 		len = asprintf(&out->url, "https://%.*s.s3.%s.amazonaws.com/%s",
 			       (int)n, p, region, key);
 	} else {
-		rc = check_endpoint(s3->endpoint, e);
+		rc = img_s3_endpoint(s3->endpoint, e);
 		if (rc)
 			return rc;
 		len = asprintf(

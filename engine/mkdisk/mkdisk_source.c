@@ -30,6 +30,11 @@ static int peer_groups(const struct mk_opts *o, gid_t *out)
 	return n;
 }
 
+static const char *what(const struct mk_opts *o)
+{
+	return o->context ? "" : "the root file system ";
+}
+
 // Effective ids only, for one open(2); root's come back after it. With a
 // non-zero effective uid the kernel takes the capabilities away as well. Each
 // change of them makes it forget the parent-death signal.
@@ -51,9 +56,7 @@ static int open_as_peer(const struct mk_opts *o, struct err *e)
 	mk_die_with(parent);
 	errno = saved;
 	if (fd < 0)
-		return err_sys(e,
-			       "cannot read the root file system '%s' as "
-			       "uid %u",
+		return err_sys(e, "cannot read %s'%s' as uid %u", what(o),
 			       o->source, (unsigned)o->uid);
 	return fd;
 }
@@ -134,10 +137,9 @@ int mk_source_open(const struct mk_opts *o, struct mk_source *src,
 	if (S_ISDIR(st.st_mode))
 		return start_tar(o, fd, src, e);
 	if (!S_ISREG(st.st_mode))
-		return err_set(e, -EINVAL,
-			       "the root file system '%s' is neither a "
-			       "directory nor a tar file",
-			       o->source);
+		return err_set(
+		    e, -EINVAL, "%s'%s' is neither a directory nor a %s file",
+		    what(o), o->source, o->context ? "zip or tar" : "tar");
 	src->size = (uint64_t)st.st_size;
 	src->fd = fd_steal(&fd);
 	return 0;

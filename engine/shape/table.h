@@ -77,6 +77,8 @@ T(ManagedImagePage);
 T(ManagedImageVersionPage);
 // Of table_vm.c.
 T(Logging);
+T(LogGroup);
+T(LogStream);
 T(NetworkConnector);
 T(RunRequest);
 T(Microvm);

@@ -68,7 +68,8 @@ STRUCT(MicrovmRequest, VM, WAIT);
 STRUCT(ListMicrovmsRequest, PAGE, QUERY(imageIdentifier, ImageIdentifier),
        QUERY(imageVersion, String),
        M(label, LabelFilters, .flags = SHAPE_OWN, .place = SHAPE_QUERY),
-       M(state, StateFilters, .flags = SHAPE_OWN, .place = SHAPE_QUERY));
+       M(state, StateFilters, .flags = SHAPE_OWN, .place = SHAPE_QUERY),
+       OWN_QUERY(logGroup, LogGroup), OWN_QUERY(logStream, LogStream));
 STRUCT(AuthTokenRequest, VM, MUST(expirationInMinutes, PositiveInteger),
        MUST(allowedPorts, PortSpecifications));
 STRUCT(ShellAuthTokenRequest, VM, MUST(expirationInMinutes, PositiveInteger));

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -296,8 +297,15 @@ def changes():
     r = thaw("resume", ID, "--json")
     check(json.loads(r.stdout)["state"] == "RUNNING", "resume --json", r)
     r = thaw("rm", ID)
-    check(r.returncode == 4 and "rm -f" in r.stderr and state[0] == "RUNNING",
-          "rm spares a running one", r)
+    check((r.returncode, r.stderr) == (
+        4, f"thaw: {ID}: it is RUNNING, and its state would be lost; 'thaw rm "
+        f"-f {ID}' removes it\n") and state[0] == "RUNNING",
+          "rm spares a running one, and says how", r)
+    state[0] = "SUSPENDED"
+    r = thaw("rm", ID)
+    check((r.returncode, r.stdout, state[0]) == (0, ID + "\n", "TERMINATED"),
+          "but not a suspended one", r)
+    state[0] = "RUNNING"
     r = thaw("rm", "-f", ID, "unknown", ID)
     check(r.returncode == 0 and state[0] == "TERMINATED"
           and r.stdout == (ID + "\n") * 2, "rm -f of several", r)
@@ -444,6 +452,13 @@ def dockerfile_builds():
             bad, reason=reason)})})
         check(thaw("build", "web", "/a").returncode == code,
               f"{reason} is exit code {code}")
+    serve({"POST /thaw/v1/images": lines({"error": {
+        "type": "ENOENT", "reason": "S3_NO_SUCH_KEY",
+        "message": "cannot read '/a': No such file or directory"}})})
+    r = thaw("build", "web", "/a", "-q")
+    check((r.returncode, r.stderr.splitlines()[-1]) == (
+        3, "thaw: build: cannot read '/a': No such file or directory"),
+          "a path is not S3's", r)
 
 
 def build_on_terminal():
@@ -1158,6 +1173,104 @@ def streams():
     check(json.loads(r.stdout.splitlines()[0]) == ev, "events --json", r)
 
 
+def log_groups():
+    def logging(name, n, more):
+        i = f"microvm-{n}123abcd-1111-2222-3333-444455556666"
+        return i, vm(microvmId=i, thaw={"name": name, **more})
+
+    (i, a), (j, b) = logging("web", 0, {}), logging("", 1, {})
+    logs = [chunked([b"one\ntw", b"o\n\nno end"]), chunked([b"\x1b[1mred\n"])]
+
+    def table(first, second):
+        # Two pages of one microVM each.
+        def page(r, conn):
+            return answer({"items": [b]}) if "nextToken" in r.query else answer(
+                {"items": [a], "nextToken": "n"})
+        return {"GET /2025-09-09/microvms": page,
+                f"GET /thaw/v1/microvms/{i}/logs": first,
+                f"GET /thaw/v1/microvms/{j}/logs": second}
+
+    serve(table(*logs))
+    r = thaw("logs", "--group", "/a#b", "-n", "3")
+    want = ("web" + " " * 13 + " | one\n" + "web" + " " * 13 + " | two\n" +
+            "web" + " " * 13 + " | \n" + "web" + " " * 13 + " | no end\n" +
+            "microvm-1123abcd | \x1b[1mred\n")
+    check(r.returncode == 0 and r.stdout == want,
+          "logs --group: whole lines, each after its name", r)
+    check(FAKE.seen[0].query == {"logGroup": "/a#b", "maxResults": "50"} and
+          [x.query for x in FAKE.seen[2:]] == [{"follow": "0", "tail": "3"}] * 2,
+          "it asks for the group, and for the tail of each",
+          [x.target for x in FAKE.seen])
+    r = thaw("logs", "--group", "/a", "--stream", "s t", "--follow")
+    check(r.returncode == 0 and sorted(r.stdout.splitlines()) ==
+          sorted(want.splitlines()), "followed until all have ended", r)
+    check(FAKE.seen[0].query["logStream"] == "s t" and
+          [x.query for x in FAKE.seen if x.path.endswith("logs")] ==
+          [{"follow": "1"}] * 2, "with --stream", [x.target for x in FAKE.seen])
+    serve({"GET /2025-09-09/microvms": answer({"items": [a]}),
+           f"GET /thaw/v1/microvms/{i}/logs": logs[0]})
+    check(thaw("logs", "-g", "/a", "-s", "s").stdout == "one\ntwo\n\nno end",
+          "the only one of a stream: its log as it is")
+    check(thaw("logs", "-g", "/a").stdout.startswith("web | one\n"),
+          "but of a group with its name")
+    serve({"GET /2025-09-09/microvms": answer({"items": []})})
+    r = thaw("logs", "--group", "/a", "--stream", "s")
+    check((r.returncode, r.stdout, r.stderr) ==
+          (3, "", "thaw: logs: no microVM logs to group /a, stream s\n"),
+          "a group that nobody names", r)
+    for bad in ((), ("--stream", "s"), ("--group", "/a", "web"),
+                ("--group", "/a", "--build", "demo")):
+        check(thaw("logs", *bad).returncode == 2, f"logs {bad}: usage")
+
+
+def log_groups_followed():
+    """Lines as they come, torn by nobody; one that is run meanwhile joins."""
+    ids = [f"microvm-{n}123abcd-1111-2222-3333-444455556666" for n in range(3)]
+    have = [vm(microvmId=i, thaw={"name": "abc"[n]})
+            for n, i in enumerate(ids[:2])]
+    conns = {}
+
+    def log(r, conn):
+        conn.sendall(chunked([], b""))
+        conns[r.path] = conn
+        while r.path in conns:
+            time.sleep(0.01)
+
+    def say(n, text, end=False):
+        path = f"/thaw/v1/microvms/{ids[n]}/logs"
+        until(lambda: path in conns)
+        # The chunk's end apart from it: nobody else waits for it.
+        for part in (b"%x\r\n%s" % (len(text), text), b"\r\n"):
+            conns[path].sendall(part)
+            time.sleep(0.1)
+        if end:
+            conns[path].sendall(b"0\r\n\r\n")
+            conns.pop(path)
+
+    serve({"GET /2025-09-09/microvms": lambda r, c: answer({"items": have}),
+           **{f"GET /thaw/v1/microvms/{i}/logs": log for i in ids}})
+    p = subprocess.Popen([THAW, "logs", "-f", "--group", "/g"], text=True,
+                         stdout=subprocess.PIPE,
+                         env=dict(os.environ, THAW_SOCKET=SOCK))
+    late = threading.Timer(PATIENCE, p.kill)
+    late.start()
+    say(0, b"half a ")
+    say(1, b"whole\n")
+    check(p.stdout.readline() == "b | whole\n", "a line that is whole goes out")
+    say(0, b"line\n")
+    check(p.stdout.readline() == "a | half a line\n", "and the other when it is")
+    have.append(vm(microvmId=ids[2], thaw={"name": "c"}))
+    say(2, b"late\n", True)
+    check(p.stdout.readline() == "c | late\n", "one that is run later joins")
+    say(0, b"rest", True)
+    check(p.stdout.readline() == "a | rest\n", "a rest at its end")
+    say(1, b"\n", True)
+    check(p.stdout.readline() == "b | \n", "an empty line")
+    check((p.stdout.read(), p.wait(PATIENCE)) == ("", 0),
+          "and the end when all have ended")
+    late.cancel()
+
+
 def host():
     serve({"GET /thaw/v1/host": answer({"memory": {"total": 5}, "list": [1]}),
            "GET /thaw/v1/stats": answer({"loop": {"longestNs": 7, "name": "x"}}),
@@ -1266,6 +1379,8 @@ try:
     exec_tty()
     forwards()
     streams()
+    log_groups()
+    log_groups_followed()
     host()
     help_and_completion()
 finally:

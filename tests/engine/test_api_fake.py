@@ -618,6 +618,21 @@ def test_tokens(t):
                '"name":"ordered", "imageIdentifier":"img" }')
     equal(x.json["microvmId"], y.json["microvmId"], "JSON in another order")
     t.end("ordered")
+    # 128 characters, whatever their length in UTF-8.
+    for c in "é€😀":
+        a = t.run("img", clientToken=c * 128)
+        equal(a.status, 200, f"a token of 128 {c}")
+        equal(t.run("img", clientToken=c * 128).json["microvmId"],
+              a.json["microvmId"], "names what it made")
+        errors(t.run("img", clientToken=c * 128, cold=True), 409,
+               "ConflictException", c * 16, "and is another's no more")
+        errors(t.run("img", clientToken=c * 129), 400, "ValidationException",
+               "clientToken", "one more is too long")
+        t.end(a.json["microvmId"])
+    t.kill9()
+    t.start()
+    equal(t.run("img", clientToken="😀" * 128).json["microvmId"],
+          a.json["microvmId"], "also after kill -9")
 
 
 def test_64_runs_one_token(t):
@@ -801,6 +816,17 @@ def test_images(t):
           "DeleteMicrovmImage")
     errors(t.get(AWS + "/microvm-images/two"), 404,
            "ResourceNotFoundException", "two", "it is gone")
+    t.build(name="twofold", kernel=KERNEL, memoryMiB=64)
+    k = t.run("twofold").json["microvmId"]
+
+    def of_image(name):
+        return [x["microvmId"] for x in t.get(
+            f"{AWS}/microvms?imageIdentifier={name}").json["items"]]
+    equal((of_image("two"), of_image("twof")),
+          ([i["microvmId"], j["microvmId"]], [k]),
+          "ListMicrovms of a deleted image, and of one whose name begins so")
+    t.end(k)
+    t.delete(AWS + "/microvm-images/twofold")
     t.restart()
     equal([x["name"] for x in t.images()], ["img"], "also after a restart")
 
@@ -1270,6 +1296,53 @@ def test_logs(t):
     t.end(i)
 
 
+def in_group(t, query):
+    """Names (else ids) of those that ListMicrovms has of a log group."""
+    return [i["thaw"].get("name") or i["microvmId"] for i in
+            t.get(f"{AWS}/microvms?{query}").json["items"]]
+
+
+def test_log_groups(t):
+    def named(**cloud):
+        return {"cloudWatch": cloud}
+
+    a = t.run("img", name="a", logging=named(logGroup="/g", logStream="s")).json
+    t.run("img", name="b", logging=named(logGroup="/g", logStream="s"))
+    c = t.run("img", name="c", logging=named(logGroup="/g")).json
+    d = t.run("img", name="d", logging=named(logStream="s")).json
+    e = t.run("img", name="e").json
+    t.run("img", name="f", logging={"disabled": {}})
+    equal(a["thaw"]["logging"], named(logGroup="/g", logStream="s"),
+          "thaw says where it logs to")
+    default = "/aws/lambda-microvms/img"
+    equal([x["thaw"]["logging"]["cloudWatch"] for x in (c, d, e)],
+          [{"logGroup": "/g", "logStream": c["microvmId"]},
+           {"logGroup": default, "logStream": "s"},
+           {"logGroup": default, "logStream": e["microvmId"]}],
+          "and the names where it was given none")
+    equal(in_group(t, "logGroup=/g"), ["a", "b", "c"], "those of a log group")
+    equal(in_group(t, "logGroup=/g&logStream=s"), ["a", "b"],
+          "those of a stream of it")
+    equal(in_group(t, f"logGroup={default}&imageIdentifier=img&state=RUNNING"),
+          [n for n in in_group(t, f"logGroup={default}&state=RUNNING")
+           if n in ("d", "e")], "with other filters, without the disabled")
+    check("d" in in_group(t, "logStream=s"), "those of a stream of any group")
+    equal(in_group(t, f"logStream={c['microvmId']}"), ["c"],
+          "its id is its stream's name")
+    equal(in_group(t, "logGroup=/none"), [], "a group that nobody names")
+    page = t.get(f"{AWS}/microvms?logGroup=/g&maxResults=2").json
+    equal(len(page["items"]), 2, "a page of them")
+    equal([i["thaw"]["name"] for i in t.get(
+        f"{AWS}/microvms?logGroup=/g&maxResults=2&nextToken="
+        f"{urllib.parse.quote(page['nextToken'])}").json["items"]], ["c"],
+          "and the next")
+    errors(t.get(AWS + "/microvms?logGroup=a%20b"), 400, "ValidationException",
+           "logGroup", "a group of another form")
+    for name in "abcdef":
+        t.end(name)
+    equal(in_group(t, "logGroup=/g"), ["a", "b", "c"], "ended ones stay in it")
+
+
 # --- who may ------------------------------------------------------------------------
 
 def as_nobody(t):
@@ -1343,8 +1416,12 @@ def test_flags(_):
                         (["--log-level", "loud"], "--log-level"),
                         (["--unserved-egress", "x"], "--unserved-egress"),
                         (["--time-scale", "0"], "--time-scale"),
+                        (["--s3-endpoint", "ftp://x"], "S3 endpoint"),
+                        (["--s3-endpoint", "localhost:9000"], "S3 endpoint"),
+                        (["--s3-endpoint", "http://x/y"], "S3 endpoint"),
                         (["--state"], "--state")):
-        r = subprocess.run([BIN, *flags], capture_output=True, text=True)
+        r = subprocess.run([BIN, *flags], capture_output=True, text=True,
+                           timeout=PATIENCE)
         check(r.returncode == 2 and part in r.stderr and
               r.stderr.count("\n") == 1, f"thawd {flags}: one clear error",
               r.stderr)

@@ -209,6 +209,12 @@ def test_create(t):
           "its last line")
     i = t.run("good").json
     equal((i["imageVersion"], i["state"]), ("1.0", "RUNNING"), "it runs")
+    equal(i["thaw"]["logging"], {"cloudWatch": {
+        "logGroup": "/g", "logStream": i["microvmId"]}},
+          "and logs to its image's group")
+    t.end(i["microvmId"])
+    i = t.run("good", logging={"disabled": {}}).json
+    equal(i["thaw"]["logging"], {"disabled": {}}, "unless it says otherwise")
     t.end(i["microvmId"])
     check(not left(t), "nothing else is left", left(t))
 
@@ -227,7 +233,7 @@ def test_filters(t):
 
 def test_update(t):
     path = folder(t, "second", "FROM debian:bookworm\nCMD two\n")
-    a = update(t, "good", path, description="")
+    a = update(t, "good", path, description="", logging={"disabled": {}})
     equal((a.status, a.json["state"], a.json["imageVersion"],
            a.json.get("resources"), "tags" in a.json),
           (200, "UPDATING", "2.0", None, False),
@@ -244,7 +250,10 @@ def test_update(t):
     equal((g["state"], g["latestActiveImageVersion"],
            g["latestFailedImageVersion"]), ("UPDATE_FAILED", "2.0", "3.0"),
           "one that fails changes nothing but that")
-    equal(t.run("good").json["imageVersion"], "2.0", "the newest good one runs")
+    i = t.run("good").json
+    equal(i["imageVersion"], "2.0", "the newest good one runs")
+    equal(i["thaw"]["logging"], {"disabled": {}},
+          "and keeps no log, as its version says")
     errors(t.run("good", imageVersion="3.0"), 404, "ResourceNotFoundException",
            "No active version", "a failed one does not")
     errors(t.request("PATCH", f"{IMAGES}/good/versions/3.0",
@@ -345,7 +354,8 @@ def test_failures(t):
           "scripts/base-image")
     fails("nofile", folder(t, "nodocker", None, other="x"),
           "ARCHIVE_DOCKERFILE_NOT_FOUND: ", "Dockerfile")
-    fails("nopath", os.path.join(t.dir, "nonesuch"), "S3_NO_SUCH_KEY: ", "")
+    fails("nopath", os.path.join(t.dir, "nonesuch"),
+          "S3_NO_SUCH_KEY: cannot read '/", "nonesuch")
     fails("nokey", "s3://apps/nope.zip", "S3_NO_SUCH_KEY: ", "404")
     with open(os.path.join(t.dir, "x.zip"), "w") as f:
         f.write("no archive")
@@ -403,6 +413,14 @@ def test_tokens(t):
           "after a deletion it says what it said at first")
     equal(b.json, {**a.json, "updatedAt": b.json["updatedAt"]},
           "member by member")
+    w = update(t, "once", path, clientToken="token 2")
+    equal((w.status, w.json["imageVersion"], w.json["state"],
+           w.json["imageArn"]), (200, "2.0", "UPDATING", u.json["imageArn"]),
+          "so does the update")
+    errors(update(t, "once", path + "x", clientToken="token 2"), 409,
+           "ConflictException", "other parameters", "which conflicts, too")
+    errors(update(t, "once", path, clientToken="token 9"), 404,
+           "ResourceNotFoundException", "once", "one of a new token does not")
     equal(t.get(f"{IMAGES}/once").status, 404, "and makes nothing")
     create(t, "once", path, clientToken="token 3")
     settle(t, "once")
