@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 
-from thawd_rig import PATIENCE, remove_tree, until
+import thawd_rig as rig
+from thawd_rig import PATIENCE, check, remove_tree, until
 
 BIN = os.path.abspath(sys.argv[1])
 TOP = tempfile.mkdtemp(prefix="thaw-contain-test-")
@@ -33,19 +34,6 @@ PROGRAMS = {
     "thaw-mkroot": ("stage fetch\nstage unpack\n", "/work/context",
                     {"nosuid", "nodev"}, "00000000882405ff", "0"),
 }
-count = failed = 0
-
-
-def check(ok, name, detail=""):
-    global count, failed
-    count += 1
-    if not ok:
-        failed += 1
-    print(f"{'ok' if ok else 'not ok'} {count} - {name}")
-    if not ok and detail:
-        for line in str(detail).splitlines()[:20]:
-            print(f"#   {line}")
-    sys.stdout.flush()
 
 
 def read(pid, name):
@@ -281,6 +269,6 @@ try:
     fetch()
 finally:
     remove_tree(TOP)
-print(f"1..{count}")
-print(f"# {count - failed} passed, {failed} failed")
-sys.exit(1 if failed else 0)
+print(f"1..{rig.count}")
+print(f"# {rig.count - rig.failed} passed, {rig.failed} failed")
+sys.exit(1 if rig.failed else 0)

@@ -16,24 +16,12 @@ import tarfile
 import tempfile
 import time
 
-from thawd_rig import remove_tree
+import thawd_rig as rig
+from thawd_rig import check, remove_tree
 
 MKDISK = os.path.abspath(sys.argv[1])
 TOP = tempfile.mkdtemp(prefix="thaw-mkdisk-test-")
 os.chmod(TOP, 0o755)
-count = failed = 0
-
-
-def check(ok, name, detail=""):
-    global count, failed
-    count += 1
-    if not ok:
-        failed += 1
-    print(f"{'ok' if ok else 'not ok'} {count} - {name}")
-    if not ok and detail:
-        for line in str(detail).splitlines()[:20]:
-            print(f"#   {line}")
-    sys.stdout.flush()
 
 
 class Run:
@@ -77,7 +65,7 @@ def member(name, kind=tarfile.REGTYPE, data=b"", **more):
 
 
 def tar(members, path=None, fmt=tarfile.PAX_FORMAT):
-    path = path or os.path.join(TOP, f"t{count}-{len(os.listdir(TOP))}.tar")
+    path = path or os.path.join(TOP, f"t{rig.count}-{len(os.listdir(TOP))}.tar")
     with tarfile.open(path, "w", format=fmt) as t:
         for m, data in members:
             t.addfile(m, io.BytesIO(data))
@@ -370,6 +358,6 @@ try:
     usage()
 finally:
     remove_tree(TOP)
-print(f"1..{count}")
-print(f"# {count - failed} passed, {failed} failed")
-sys.exit(1 if failed else 0)
+print(f"1..{rig.count}")
+print(f"# {rig.count - rig.failed} passed, {rig.failed} failed")
+sys.exit(1 if rig.failed else 0)
