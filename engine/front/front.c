@@ -248,6 +248,7 @@ const char *front_ca_path(const struct front *f)
 void front_stats(const struct front *f, struct front_stats *out)
 {
 	*out = f->stats;
+	out->strangers = f->strangers.n;
 }
 
 void front_vm_gone(struct front *f, void *vm)

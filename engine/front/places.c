@@ -74,11 +74,6 @@ static struct places *list_of(struct place *p)
 	return p->load ? &p->load->waiting : &p->f->strangers;
 }
 
-static unsigned *count_of(struct place *p)
-{
-	return p->load ? &p->f->stats.waiting : &p->f->stats.strangers;
-}
-
 // load NULL: a stranger.
 static void enter(struct place *p, struct vm_load *load)
 {
@@ -91,7 +86,8 @@ static void enter(struct place *p, struct vm_load *load)
 	*p->link = p;
 	list->last = &p->next;
 	list->n++;
-	++*count_of(p);
+	if (load)
+		p->f->stats.waiting++;
 }
 
 static void leave(struct place *p)
@@ -108,10 +104,11 @@ static void leave(struct place *p)
 		list->last = p->link;
 	p->link = NULL;
 	list->n--;
-	--*count_of(p);
 	p->load = NULL;
-	if (load)
+	if (load) {
+		p->f->stats.waiting--;
 		load_unless_needed(p->f, load);
+	}
 }
 
 // --- a connection ----------------------------------------------------------------------
@@ -172,7 +169,7 @@ bool places_make_room(struct front *f)
 {
 	struct place *p;
 
-	while (f->stats.strangers >= f->lim.max_strangers)
+	while (f->strangers.n >= f->lim.max_strangers)
 		conn_kill(f->strangers.first->conn);
 	if (f->stats.conns < f->lim.max_conns)
 		return true;
